@@ -1,0 +1,1 @@
+"""Benchmarks: measure and print ratios; `python -m benchmarks`."""

@@ -1,0 +1,1 @@
+"""Devices of the emulated PC, one file each, by their public specifications."""

@@ -1,0 +1,502 @@
+/* The run loop: exact instruction count, exact stops, exceptions and interrupts.
+ *
+ * Time is charged a block at a time. The engine calls `on_block` before each translated block; it
+ * adds the block's instruction count to the clock. When something is due inside the block, the
+ * block is cut so that it ends exactly there. A fault in mid-block gives back what was not
+ * executed. Instructions that can move a deadline or an interrupt line (port and MMIO accesses,
+ * WRMSR) are always the last of their block, so whatever they cause is seen at the very next
+ * instruction, whichever way the code was cut into blocks.
+ */
+#include "core.h"
+
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct real real;
+
+static struct core *cores[1024];
+static u32 core_count;
+static __thread struct core *last_core;
+
+struct core *core_of_cpu(void *cpu) {
+    struct core *c = last_core;
+    if (likely(c && c->cpu == cpu)) return c;
+    for (u32 i = 0; i < core_count; i++)
+        if (cores[i] && cores[i]->cpu == cpu) return last_core = cores[i];
+    return NULL; /* an engine that is not ours: leave it alone */
+}
+
+/* Fill `real` from the library handle; returns the first missing name, or NULL. */
+EXPORT const char *core_bind(void *lib) {
+#define BIND(ret, name, args)                                                                      \
+    if (!(real.name = (ret(*) args)dlsym(lib, #name "_x86_64"))) return #name "_x86_64";
+    REAL_FUNCTIONS(BIND)
+#undef BIND
+#define BIND_PLAIN(name)                                                                           \
+    if (!(*(void **)&real.name = dlsym(lib, #name))) return #name;
+    BIND_PLAIN(qemu_system_reset_request)
+    BIND_PLAIN(uc_emu_start)
+    BIND_PLAIN(uc_emu_stop)
+#undef BIND_PLAIN
+    return NULL;
+}
+
+/* ---- where inside a block are we? --------------------------------------------------------- */
+
+static int64_t sleb128(const u8 **p) {
+    int64_t value = 0;
+    int shift = 0;
+    u8 byte;
+    do {
+        byte = *(*p)++;
+        value |= (int64_t)(byte & 0x7f) << shift;
+        shift += 7;
+    } while (byte & 0x80);
+    if (shift < 64 && (byte & 0x40)) value |= -(1L << shift);
+    return value;
+}
+
+/* Each translated block is followed by a table: per instruction the differences of guest pc, lazy
+ * flags state and end of host code, as signed LEB128. */
+static int insn_index_of_pc(struct tb *tb, u64 pc) {
+    const u8 *p = tb->code + tb->code_size;
+    u64 at = tb->pc;
+    for (int i = 0; i < tb->icount; i++) {
+        at += (u64)sleb128(&p);
+        sleb128(&p);
+        sleb128(&p);
+        if (at == pc) return i;
+    }
+    return -1;
+}
+
+int insn_index_of_host(struct tb *tb, uintptr_t ra) {
+    const u8 *p = tb->code + tb->code_size;
+    uintptr_t host = (uintptr_t)tb->code;
+    for (int i = 0; i < tb->icount; i++) {
+        sleb128(&p);
+        sleb128(&p);
+        host += (uintptr_t)sleb128(&p);
+        if (host > ra - 1) return i;
+    }
+    return -1;
+}
+
+static u64 linear_eip(struct core *c) {
+    /* Block addresses are linear: CS.base + EIP (CS.base is 0 in 64-bit mode). */
+    return c->tb ? c->env->eip + c->tb->cs_base : c->env->eip;
+}
+
+/* The tick of the instruction at env->eip, which a helper has synchronised. */
+u64 now_at_eip(struct core *c) {
+    if (c->tb_insns) {
+        int i = insn_index_of_pc(c->tb, linear_eip(c));
+        if (i >= 0 && (u32)i <= c->tb_insns) return c->clock->ticks - c->tb_insns + (u32)i;
+    }
+    return c->clock->ticks;
+}
+
+/* Give back the charge of all instructions from env->eip on: they did not retire. */
+void uncharge(struct core *c) {
+    if (!c->tb_insns) return;
+    int i = insn_index_of_pc(c->tb, linear_eip(c));
+    if (i >= 0 && (u32)i < c->tb_insns) {
+        c->clock->ticks -= c->tb_insns - (u32)i;
+        c->tb_insns = (u32)i;
+    }
+}
+
+/* ---- block callback ------------------------------------------------------------------------ */
+
+#define BLOCKS_SEEN 65536u
+#define MARK 0x80000000u /* block begins with a probed or an illegal instruction */
+
+void forget_blocks(struct core *c) {
+    memset(c->blocks_seen, 0, BLOCKS_SEEN * sizeof *c->blocks_seen);
+    c->tb = NULL;
+    c->tb_insns = 0;
+}
+
+void relimit(struct core *c) {
+    u64 limit = c->clock->deadline < c->end ? c->clock->deadline : c->end;
+    if (c->flush_at < limit) limit = c->flush_at;
+    if (c->irq | c->nmi | c->stop_request) limit = 0;
+    c->limit = limit;
+}
+EXPORT void core_relimit(struct core *c) { relimit(c); }
+
+static bool interruptible(struct core *c) {
+    /* GIF, IF, and not in the shadow of STI or MOV SS. */
+    return (c->env->hflags2 & 1) && (c->env->eflags & 0x200) && !(c->env->hflags & 8);
+}
+static bool nmi_possible(struct core *c) {
+    return (c->env->hflags2 & 1) && !(c->env->hflags2 & 4) && !(c->env->hflags & 8);
+}
+
+static _Noreturn void restart(struct core *c) {
+    c->tb = NULL;
+    c->tb_insns = 0;
+    CPU_AT(c, int, CPU_EXCEPTION) = -1;
+    real.cpu_loop_exit(c->cpu);
+    __builtin_unreachable();
+}
+
+static bool probed(struct core *c, u64 pc) {
+    u64 lo = 0, hi = c->probe_count;
+    while (lo < hi) {
+        u64 mid = (lo + hi) / 2;
+        if (c->probe_set[mid] < pc) lo = mid + 1;
+        else hi = mid;
+    }
+    return lo < c->probe_count && c->probe_set[lo] == pc;
+}
+
+/* VEX encodings (AVX) are not offered, but the engine would run them as SSE: make them #UD. */
+static bool is_vex(struct core *c, u64 pc) {
+    if (!(c->env->hflags & (1u << 15))) return false; /* only 64-bit code: C4/C5 are LES/LDS else */
+    u32 op = real.cpu_ldub_code(c->env, pc);
+    if (op != 0xc4 && op != 0xc5) return false;
+    if (op == 0xc5) return true;
+    /* Three-byte VEX also encodes BMI1/BMI2, which the CPU model has. */
+    u32 map = real.cpu_ldub_code(c->env, pc + 1) & 0x1f;
+    u32 insn = real.cpu_ldub_code(c->env, pc + 3);
+    bool bmi = (map == 2 && (insn == 0xf2 || insn == 0xf3 || insn == 0xf5 || insn == 0xf6 || insn == 0xf7)) ||
+               (map == 3 && insn == 0xf0);
+    return !bmi;
+}
+
+/* Returns true when the block must not run (the engine stops before it). */
+static NOINLINE bool slow_path(struct core *c, u64 pc, u32 insns) {
+    struct clock *clk = c->clock;
+    if (clk->ticks >= clk->deadline) c->cb.events(clk->ticks);
+    if (clk->ticks >= c->flush_at) {
+        while (c->flush_at <= clk->ticks) c->flush_at += c->flush_grid;
+        itlb_flush(c);
+        engine_tlb_flush(c);
+        relimit(c);
+        restart(c); /* look the block up again: that refills its own page's translation */
+    }
+    if (c->nmi && nmi_possible(c)) {
+        c->nmi = 0;
+        c->interrupts++;
+        c->env->hflags2 |= 4;
+        relimit(c);
+        c->tb = NULL, c->tb_insns = 0;
+        real.do_interrupt_x86_hardirq(c->env, 2, 1);
+        restart(c);
+    }
+    if (c->irq && interruptible(c)) {
+        int vector = c->cb.acknowledge(clk->ticks);
+        relimit(c);
+        if (vector >= 0) {
+            c->interrupts++;
+            c->tb = NULL, c->tb_insns = 0;
+            real.do_interrupt_x86_hardirq(c->env, vector, 1);
+            restart(c);
+        }
+    }
+    relimit(c);
+    if (clk->ticks >= c->end || c->stop_request) {
+        c->stop = clk->ticks >= c->end && !c->stop_request ? STOP_END : STOP_REQUEST;
+        c->tb = NULL, c->tb_insns = 0;
+        real.uc_emu_stop(c->uc);
+        return true;
+    }
+    u64 until = clk->deadline < c->end ? clk->deadline : c->end;
+    if (c->flush_at < until) until = c->flush_at;
+    bool marked = insns & MARK;
+    insns &= ~MARK;
+    if (clk->ticks + insns > until) {
+        c->splits++;
+        CPU_AT(c, u32, CPU_CFLAGS_NEXT) = (u32)(until - clk->ticks);
+        restart(c);
+    }
+    if (marked) {
+        if (probed(c, pc) && !(c->probed_at == clk->ticks && c->probed_pc == pc)) {
+            c->probed_at = clk->ticks;
+            c->probed_pc = pc;
+            int stop = c->cb.probe(pc, clk->ticks);
+            relimit(c);
+            if (stop || c->stop_request) {
+                c->stop = STOP_REQUEST;
+                c->tb = NULL, c->tb_insns = 0;
+                real.uc_emu_stop(c->uc);
+                return true;
+            }
+            /* The observer may have added or removed probes, which drops translations. */
+            restart(c);
+        }
+        if (is_vex(c, pc)) {
+            c->tb = NULL, c->tb_insns = 0;
+            real.raise_exception(c->env, 6);
+        }
+    }
+    return false;
+}
+
+static void on_block(void *uc, u64 pc, u32 size, void *user) {
+    (void)uc;
+    struct core *c = user;
+    uintptr_t ra = (uintptr_t)__builtin_return_address(0);
+    u32 h = (u32)((ra >> 4) ^ (ra >> 20)) & (BLOCKS_SEEN - 1);
+    u32 insns;
+    struct tb *tb;
+    if (likely(c->blocks_seen[h].ra == ra && c->blocks_seen[h].pc == pc && c->blocks_seen[h].size == size)) {
+        insns = c->blocks_seen[h].insns;
+        tb = c->blocks_seen[h].tb;
+    } else {
+        tb = real.tcg_tb_lookup(c->tcg, ra);
+        if (!tb || tb->pc != pc) {
+            c->stop = STOP_INTERNAL;
+            c->tb = NULL, c->tb_insns = 0;
+            real.uc_emu_stop(c->uc);
+            return;
+        }
+        insns = tb->icount;
+        if ((c->probe_count && probed(c, pc)) || is_vex(c, pc)) insns |= MARK;
+        c->blocks_seen[h].ra = ra;
+        c->blocks_seen[h].pc = pc;
+        c->blocks_seen[h].size = size;
+        c->blocks_seen[h].insns = insns;
+        c->blocks_seen[h].tb = tb;
+    }
+    if (unlikely(c->clock->ticks + insns > c->limit)) {
+        if (slow_path(c, pc, insns)) return;
+        insns &= ~MARK;
+    }
+    c->blocks++;
+    c->clock->ticks += insns;
+    c->tb = tb;
+    c->tb_insns = insns;
+}
+
+/* ---- exceptions ---------------------------------------------------------------------------- */
+
+static void account_exception(struct core *c, u32 vector) {
+    c->exceptions++;
+    if (vector < 32) c->exceptions_by_vector[vector]++;
+    c->store_addr = NEVER;
+    bool trap = vector == 1 && (ENV_AT(c, u64, ENV_DR + 48) & 0x4000); /* single step: retired */
+    if (!trap) {
+        bool is_int = ENV_AT(c, int, ENV_EXC_IS_INT) != 0;
+        uncharge(c);
+        if (is_int && c->tb_insns < (c->tb ? c->tb->icount : 0u)) {
+            c->clock->ticks++; /* INT n, INT3, INTO retire */
+            c->tb_insns++;
+        }
+    }
+    c->last_vector = vector;
+    c->last_error = ENV_AT(c, u32, ENV_ERROR_CODE);
+    c->last_rip = c->env->eip;
+    c->last_cr2 = c->env->cr[2];
+}
+
+static void on_exception(void *uc, u32 vector, void *user) {
+    (void)uc;
+    struct core *c = user;
+    account_exception(c, vector);
+    real.x86_cpu_do_interrupt(c->cpu);
+}
+
+static bool on_invalid(void *uc, void *user) {
+    (void)uc;
+    struct core *c = user;
+    account_exception(c, 6);
+    CPU_AT(c, int, CPU_EXCEPTION) = 6;
+    real.x86_cpu_do_interrupt(c->cpu);
+    return true;
+}
+
+EXPORT void qemu_system_reset_request(void *uc) {
+    for (u32 i = 0; i < core_count; i++)
+        if (cores[i] && cores[i]->uc == uc) cores[i]->triple = true;
+    real.qemu_system_reset_request(uc);
+}
+
+/* A store into the running block makes the engine leave it in the middle. */
+EXPORT void cpu_loop_exit_noexc_x86_64(void *cpu) {
+    struct core *c = core_of_cpu(cpu);
+    if (c) {
+        uncharge(c);
+        c->tb = NULL;
+        c->tb_insns = 0;
+    }
+    real.cpu_loop_exit_noexc(cpu);
+}
+
+/* ---- memory-mapped devices ------------------------------------------------------------------ */
+
+/* Tick of the access being made. Unless its instruction is the last of the block, nothing has
+ * happened yet: leave the block and run the instruction again in a block of its own. */
+static u64 mmio_now(struct core *c) {
+    uintptr_t ra = CPU_AT(c, uintptr_t, CPU_MEM_IO_PC);
+    if (!ra || !c->tb_insns) return c->clock->ticks;
+    int i = insn_index_of_host(c->tb, ra);
+    if (i < 0 || (u32)i >= c->tb_insns) return c->clock->ticks;
+    if (c->tb->icount != 1 && (u32)i + 1 != c->tb->icount) {
+        real.cpu_restore_state(c->cpu, ra, true);
+        CPU_AT(c, u32, CPU_CFLAGS_NEXT) = 1;
+        cpu_loop_exit_noexc_x86_64(c->cpu);
+    }
+    return c->clock->ticks - c->tb_insns + (u32)i;
+}
+
+static u64 on_mmio_read(void *uc, u64 offset, unsigned size, void *user) {
+    (void)uc;
+    struct core *c = ((struct core **)user)[0];
+    u64 base = ((u64 *)user)[1];
+    u64 now = mmio_now(c);
+    c->mmio_reads++;
+    u64 value = c->cb.mmio_read(base + offset, size, now);
+    relimit(c);
+    return value;
+}
+static void on_mmio_write(void *uc, u64 offset, unsigned size, u64 value, void *user) {
+    (void)uc;
+    struct core *c = ((struct core **)user)[0];
+    u64 base = ((u64 *)user)[1];
+    u64 now = mmio_now(c);
+    c->mmio_writes++;
+    c->cb.mmio_write(base + offset, size, value, now);
+    relimit(c);
+}
+
+/* ---- life ----------------------------------------------------------------------------------- */
+
+EXPORT void *core_new(void *uc, void *cpu, void *tcg, struct clock *clock, struct ram *ram,
+                      const struct callbacks *cb) {
+    if (core_count == sizeof cores / sizeof *cores && cores[core_count - 1]) {
+        u32 free_slots = 0;
+        for (u32 i = 0; i < core_count; i++) free_slots += !cores[i];
+        if (!free_slots) return NULL;
+    }
+    if (ram->engines == MAX_ENGINES) return NULL;
+    struct core *c = calloc(1, sizeof *c);
+    if (!c) return NULL;
+    c->blocks_seen = calloc(BLOCKS_SEEN, sizeof *c->blocks_seen);
+    if (!c->blocks_seen || !itlb_init(c)) {
+        free(c->blocks_seen);
+        free(c);
+        return NULL;
+    }
+    c->uc = uc;
+    c->cpu = cpu;
+    c->tcg = tcg;
+    c->env = (struct env *)((char *)cpu + CPU_TO_ENV);
+    c->clock = clock;
+    c->ram = ram;
+    c->cb = *cb;
+    c->end = c->limit = c->flush_at = c->flush_grid = NEVER;
+    c->store_addr = c->last_page = c->probed_at = NEVER;
+    u32 slot = 0;
+    while (slot < core_count && cores[slot]) slot++;
+    cores[slot] = c;
+    if (slot == core_count) core_count++;
+    ram->engine[ram->engines++] = c;
+    return c;
+}
+
+EXPORT void core_free(struct core *c) {
+    for (u32 i = 0; i < core_count; i++)
+        if (cores[i] == c) cores[i] = NULL;
+    if (last_core == c) last_core = NULL;
+    for (u64 i = 0; i < c->ram->engines; i++)
+        if (c->ram->engine[i] == c) {
+            c->ram->engine[i] = c->ram->engine[--c->ram->engines];
+            break;
+        }
+    free(c->blocks_seen);
+    free(c->tlb);
+    free(c);
+}
+
+/* Callback addresses for uc_hook_add and uc_mmio_map. */
+EXPORT void *core_hook(int which) {
+    void *const hooks[] = {(void *)on_block, (void *)on_exception, (void *)on_invalid,
+                           (void *)on_mmio_read, (void *)on_mmio_write, (void *)memory_mapping};
+    return hooks[which];
+}
+
+EXPORT int core_probes(struct core *c, const u64 *sorted, u64 count) {
+    if (count > sizeof c->probe_set / sizeof *c->probe_set) return -1;
+    memcpy(c->probe_set, sorted, count * sizeof *sorted);
+    c->probe_count = c->probes = count;
+    real.tb_flush(c->cpu); /* blocks must begin at probed instructions */
+    forget_blocks(c);
+    forget_code(c);
+    return 0;
+}
+
+EXPORT int core_cpuid(struct core *c, const struct cpuid_row *rows, u32 count) {
+    if (count > sizeof c->cpuid / sizeof *c->cpuid) return -1;
+    memcpy(c->cpuid, rows, count * sizeof *rows);
+    c->cpuid_rows = count;
+    return 0;
+}
+
+/* Let a halted CPU's time pass up to `end`. Returns true when an interrupt woke it. */
+static bool idle(struct core *c, u64 end) {
+    struct clock *clk = c->clock;
+    for (;;) {
+        if (c->nmi && nmi_possible(c)) return true;
+        if (c->irq && (c->env->eflags & 0x200)) return true;
+        if (c->stop_request) {
+            c->stop = STOP_REQUEST;
+            return false;
+        }
+        if (!(c->env->eflags & 0x200) && clk->deadline == NEVER) {
+            c->stop = STOP_DEADLOCK;
+            return false;
+        }
+        u64 next = clk->deadline < end ? clk->deadline : end;
+        if (next == NEVER) {
+            c->stop = STOP_DEADLOCK;
+            return false;
+        }
+        if (next > clk->ticks) {
+            clk->skipped += next - clk->ticks;
+            clk->ticks = next;
+        }
+        if (clk->deadline <= clk->ticks) {
+            c->cb.events(clk->ticks);
+            continue;
+        }
+        if (clk->ticks >= end) {
+            c->stop = STOP_END;
+            return false;
+        }
+    }
+}
+
+/* Run until tick `end`, or until something else ends the run. Returns enum stop. */
+EXPORT int core_run(struct core *c, u64 end) {
+    struct clock *clk = c->clock;
+    last_core = c;
+    c->end = end;
+    c->stop = STOP_NONE;
+    for (;;) {
+        if (clk->ticks >= end) return (int)(c->stop = STOP_END);
+        if (c->halted) {
+            /* With interrupts off nothing can wake it (there is no NMI source pending). */
+            if (!(c->env->eflags & 0x200) && !c->nmi) return (int)(c->stop = STOP_DEADLOCK);
+            if (!idle(c, end)) return (int)c->stop;
+            c->halted = 0;
+        }
+        relimit(c);
+        c->tb = NULL;
+        c->tb_insns = 0;
+        c->triple = false;
+        CPU_AT(c, u32, CPU_HALTED) = 0;
+        int error = real.uc_emu_start(c->uc, c->env->eip, 0xffffffffffff0000UL, 0, 0);
+        if (c->triple) return (int)(c->stop = STOP_TRIPLE);
+        if (error) {
+            c->engine_error = (u64)error;
+            return (int)(c->stop = STOP_ENGINE);
+        }
+        if (c->stop) return (int)c->stop;
+        if (!CPU_AT(c, u32, CPU_HALTED)) return (int)(c->stop = STOP_TRIPLE);
+        c->halted = 1;
+        if (c->stop_request) return (int)(c->stop = STOP_REQUEST);
+    }
+}

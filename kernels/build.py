@@ -1,0 +1,258 @@
+"""Toolchain driver: everything in C that the project has is compiled here, by the `ziglang` wheel.
+
+No system compiler is used, the target and its baseline CPU are always explicit, and the result does not
+depend on where, when or by whom it is built: the compiler runs in the project's root and sees relative paths
+only, debug information names the root "." and linkers are told to leave out build ids. Tests build twice in
+different directories and compare.
+
+A target is compiled again only when something it is made from changed: its sources, its flags, the compiler's
+version. The digest of those stands beside the result, in `build/stamps/`. Outputs appear atomically, under a
+lock, so several processes may build at once.
+
+This module uses the standard library only, because it runs inside pip's build environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ZIG_VERSION = "0.17.1"
+
+WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unused-command-line-argument")
+REPRODUCIBLE = ("-ffile-prefix-map=./=", "-fdebug-compilation-dir=.", "-Wl,--build-id=none")
+# zig cc turns UBSan on by default; it needs a run-time library that none of these targets has
+NO_SANITIZER = ("-fno-sanitize=all", "-fno-stack-protector")
+
+HOST_CORE = (
+    "-target", "x86_64-linux-gnu.2.17", "-mcpu=x86_64", "-O2", "-g0", "-std=gnu17", "-fPIC", "-shared", "-s",
+    "-fvisibility=hidden", *NO_SANITIZER, *WARNINGS, *REPRODUCIBLE,
+)  # fmt: skip
+
+LINUX_PROGRAM = (
+    "-target", "x86_64-linux-musl", "-mcpu=x86_64", "-O2", "-g0", "-std=gnu17", "-static", "-s",
+    *NO_SANITIZER, *WARNINGS, *REPRODUCIBLE,
+)  # fmt: skip
+
+# Kernels and bare-metal programs: general registers only, no red zone (interrupts use the same stack), no
+# position independence, DWARF for the debugger.
+BARE_METAL = (
+    "-target", "x86_64-freestanding-none", "-mcpu=x86_64", "-O2", "-g", "-gdwarf-4", "-std=gnu17",
+    "-ffreestanding", "-fno-pic", "-fno-pie", "-mno-red-zone", "-mno-sse", "-mno-sse2", "-mno-mmx",
+    "-mno-avx", "-mno-80387", "-msoft-float", "-fcf-protection=none", "-fno-asynchronous-unwind-tables",
+    "-fno-omit-frame-pointer", "-nostdlib", "-static", *NO_SANITIZER, *WARNINGS, *REPRODUCIBLE,
+)  # fmt: skip
+
+
+class BuildError(Exception):
+    """The toolchain is missing or refused the sources; the message is the compiler's own."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One compiled file.
+
+    Paths are relative to the project's root. `sources` are compiled together in this order; `inputs` are
+    patterns of everything that the result depends on (headers, linker scripts). Patterns may match nothing
+    only if `optional`: then the target is not built.
+    """
+
+    name: str
+    output: str
+    sources: tuple[str, ...]
+    inputs: tuple[str, ...]
+    flags: tuple[str, ...]
+    optional: bool = False
+
+
+TARGETS: tuple[Target, ...] = (
+    Target(
+        name="core",
+        output="emu/native/libluemu_core.so",
+        sources=("emu/native/*.c",),
+        inputs=("emu/native/*.h",),
+        flags=HOST_CORE,
+        optional=True,
+    ),
+    Target(
+        name="init",
+        output="kernels/bin/init",
+        sources=("kernels/user/init.c", "kernels/user/plan.c", "kernels/user/record.c", "kernels/user/run.c"),
+        inputs=("kernels/user/*.h",),
+        flags=LINUX_PROGRAM,
+    ),
+    Target(
+        name="selftest",
+        output="kernels/bin/selftest.elf",
+        sources=("kernels/selftest/*.S", "kernels/selftest/*.c"),
+        inputs=("kernels/selftest/*.h", "kernels/selftest/link.ld"),
+        flags=(*BARE_METAL, "-Wl,-e,start64", "-Wl,-T,kernels/selftest/link.ld", "-Wl,-z,max-page-size=4096"),
+        optional=True,
+    ),
+)
+
+
+def project_root() -> Path:
+    """Root of the source tree that this file is in."""
+    return Path(__file__).resolve().parent.parent
+
+
+def zig() -> Path:
+    """The compiler, from the `ziglang` package of the running Python.
+
+    Raises BuildError if it is not installed or is another version than the project pins.
+    """
+    spec = importlib.util.find_spec("ziglang")
+    if spec is None or spec.origin is None:
+        raise BuildError(f"the compiler is missing: pip install ziglang=={ZIG_VERSION}")
+    path = Path(spec.origin).parent / ("zig.exe" if os.name == "nt" else "zig")
+    if not path.is_file():
+        raise BuildError(f"the ziglang package has no {path.name} in {path.parent}")
+    version = subprocess.run([path, "version"], capture_output=True, text=True, check=False).stdout.strip()
+    if version != ZIG_VERSION:
+        found = version or "an unknown version"
+        raise BuildError(f"ziglang {found} is installed, the project builds with {ZIG_VERSION}")
+    return path
+
+
+def _expand(root: Path, patterns: Sequence[str]) -> list[Path]:
+    """Files that match, in the order of the patterns and sorted within each."""
+    found: list[Path] = []
+    for pattern in patterns:
+        found += [p for p in sorted(root.glob(pattern)) if p.is_file() and p not in found]
+    return found
+
+
+def _digest(root: Path, target: Target, files: Sequence[Path]) -> str:
+    """What the result depends on, as one number."""
+    h = hashlib.sha256()
+    for part in (ZIG_VERSION, target.output, *target.flags):
+        h.update(part.encode() + b"\0")
+    for path in files:
+        data = path.read_bytes()
+        h.update(f"{path.relative_to(root).as_posix()}\0{len(data)}\0".encode())
+        h.update(data)
+    return h.hexdigest()
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
+def compile_with_zig(root: Path, flags: Sequence[str], sources: Sequence[Path], output: Path) -> None:
+    """Compile `sources`, all of them under `root`, into `output`, atomically.
+
+    Raises BuildError with the compiler's messages.
+    """
+    compiler = zig()
+    cache = root / "build" / "zig-cache"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    env = {
+        "PATH": os.defpath,
+        "LC_ALL": "C",
+        "HOME": str(cache),
+        "ZIG_GLOBAL_CACHE_DIR": str(cache),
+        "ZIG_LOCAL_CACHE_DIR": str(cache),
+        "SOURCE_DATE_EPOCH": "0",
+    }
+    with tempfile.TemporaryDirectory(dir=root / "build", prefix="out-") as tmp:
+        made = Path(tmp) / output.name
+        command = [str(compiler), "cc", *flags]
+        command += [p.relative_to(root).as_posix() for p in sources]
+        command += ["-o", str(made)]
+        run = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
+        if run.returncode != 0 or not made.is_file():
+            raise BuildError(f"compiling {output.name} failed:\n{run.stderr.strip() or run.stdout.strip()}")
+        made.chmod(0o755)
+        made.replace(output)
+
+
+def build(root: Path, target: Target, *, force: bool = False) -> Path | None:
+    """Bring one target up to date and return its path, or None if it is optional and has no sources.
+
+    Raises BuildError. Does nothing, in about a millisecond, when nothing changed.
+    """
+    sources = _expand(root, target.sources)
+    if not sources:
+        if target.optional:
+            return None
+        raise BuildError(f"{target.name}: no file matches {' '.join(target.sources)} in {root}")
+    output = root / target.output
+    stamp = root / "build" / "stamps" / target.name
+    digest = _digest(root, target, [*sources, *_expand(root, target.inputs)])
+    with _lock(root / "build" / "lock"):
+        if force or not stamp.is_file() or stamp.read_text() != f"{digest} {_file_digest(output)}":
+            compile_with_zig(root, target.flags, sources, output)
+            stamp.parent.mkdir(parents=True, exist_ok=True)
+            stamp.write_text(f"{digest} {_file_digest(output)}")
+    return output
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
+
+
+def build_all(root: Path, names: Sequence[str] = (), *, force: bool = False) -> dict[str, Path]:
+    """Build the named targets, all of them by default; what was built or was already there, by name."""
+    unknown = sorted(set(names) - {t.name for t in TARGETS})
+    if unknown:
+        known = ", ".join(t.name for t in TARGETS)
+        raise BuildError(f"no such target: {', '.join(unknown)} (there are {known})")
+    built = {}
+    for target in TARGETS:
+        if names and target.name not in names:
+            continue
+        path = build(root, target, force=force)
+        if path is not None:
+            built[target.name] = path
+    return built
+
+
+def clean(root: Path) -> None:
+    """Remove everything that was built, the compiler's cache included."""
+    for target in TARGETS:
+        (root / target.output).unlink(missing_ok=True)
+    shutil.rmtree(root / "build", ignore_errors=True)
+    shutil.rmtree(root / "kernels" / "bin", ignore_errors=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line: `python -m kernels.build [--force] [TARGET…]`, `--clean`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kernels.build", description="Compile luemu's native parts."
+    )
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help="core, init, selftest (default: all)")
+    parser.add_argument("--force", action="store_true", help="compile even if nothing changed")
+    parser.add_argument("--clean", action="store_true", help="remove everything that was built")
+    args = parser.parse_args(argv)
+    root = project_root()
+    if args.clean:
+        clean(root)
+        return 0
+    try:
+        for name, path in build_all(root, args.targets, force=args.force).items():
+            print(f"{name}: {path.relative_to(root)} {_file_digest(path)[:16]}")
+    except BuildError as e:
+        print(f"build: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
