@@ -150,6 +150,12 @@ STATE_WORDS: tuple[str, ...] = (
 ``hflags`` holds what has no register of its own: CPL, interrupt shadow, guest mode and the like."""
 
 
+HFLAGS_LONG = 1 << 22 | 1 << 15 | 1 << 14 | 1 << 9 | 1 << 7 | 1 << 5 | 1 << 4
+"""``hflags`` of ring 0 in 64-bit code with CR0.MP and CR4.OSFXSR: OSFXSR, CS64, LMA, MP, PE, SS32, CS32."""
+HFLAGS_PROTECTED = 1 << 7 | 1 << 5 | 1 << 4
+"""``hflags`` of ring 0 in flat 32-bit protected mode: PE, SS32, CS32."""
+
+
 class Cpu:
     """One processor. Its clock and memory belong to the machine."""
 

@@ -34,6 +34,20 @@ U32Array = npt.NDArray[np.uint32]
 Observer = Callable[[int, int, str], None]
 
 
+def low_split(size: int) -> int:
+    """Bytes of RAM below 4 GiB on a machine with ``size`` bytes, as on q35."""
+    return size if size < _LOW_SPLIT else _LOW_MAX
+
+
+def ram_ranges(size: int) -> list[tuple[int, int]]:
+    """RAM of a machine with ``size`` bytes, as sorted (start, end) pairs of physical addresses."""
+    low = low_split(size)
+    out = [(0, HOLE[0]), (HOLE[1], low)]
+    if size > low:
+        out.append((GIB4, GIB4 + size - low))
+    return out
+
+
 class RamHeader(ctypes.Structure):
     """`struct ram` of the native core."""
 
@@ -69,7 +83,9 @@ class Memory:
         if size % MIN_SIZE or not MIN_SIZE <= size <= MAX_SIZE:
             raise ConfigError(f"memory size must be a multiple of 1 MiB up to 1 TiB, not {size:#x} bytes")
         self.size = size
-        self.low = size if size < _LOW_SPLIT else _LOW_MAX
+        self.low = low_split(size)
+        self.ranges = ram_ranges(size)
+        """RAM as sorted (start, end) pairs of physical addresses."""
         self.pages = size // PAGE
         self._lib = lib
         self._maps = [_sparse(size), _sparse(self.pages), _sparse(self.pages), _sparse(4 * self.pages)]
@@ -87,14 +103,6 @@ class Memory:
         self._dirty_since_hash: set[int] = set()
         self._page_hash: dict[int, int] = {}
         self._hash_sum = 0
-
-    @property
-    def ranges(self) -> list[tuple[int, int]]:
-        """RAM as sorted (start, end) pairs of physical addresses."""
-        out = [(0, HOLE[0]), (HOLE[1], self.low)]
-        if self.size > self.low:
-            out.append((GIB4, GIB4 + self.size - self.low))
-        return out
 
     def offset(self, phys: int, size: int = 1) -> int:
         """Offset into RAM of ``size`` bytes at ``phys``; MemoryError_ when not all of it is RAM."""
@@ -162,6 +170,10 @@ class Memory:
             sources,
         )
         self._dirty_since_hash.update(pages)
+
+    def assume_written(self, pages: Iterable[int]) -> None:
+        """Count pages as written since the beginning (they came from a file)."""
+        self._dirty_since_snapshot.update(pages)
 
     def resident_pages(self) -> list[int]:
         """Numbers of all pages that hold a nonzero byte, ascending (those ever written are searched)."""

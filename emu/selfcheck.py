@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 
-from emu.cpu import ClockHeader, Cpu, Reason, Wiring
+from emu.cpu import HFLAGS_LONG, ClockHeader, Cpu, Reason, Wiring
 from emu.engine import Library
 from emu.errors import UnsupportedHost
 from emu.memory import Memory
@@ -72,14 +72,12 @@ def write_flat_guest(memory: Memory, cpu: Cpu, entry: int, stack: int) -> None:
     memory.write(_GDT_AT, struct.pack("<QQQ", 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF), by="selfcheck")
     flat = {"base": 0, "limit": 0xFFFFFFFF, "flags": 0xCF9300, "selector": 0x10}
     values = {f"{s}__{k}": v for s in ("es", "ss", "ds") for k, v in flat.items()}
-    # hflags: protected, paging, long mode, 64-bit code, soft MMU
     cpu.set_registers(
         **values,
         cs__selector=8, cs__base=0, cs__limit=0xFFFFFFFF, cs__flags=0xAF9B00,
         gdtr__base=_GDT_AT, gdtr__limit=23, idtr__base=_IDT_AT, idtr__limit=0xFFF,
         cr0=0x80010033, cr3=_TABLES_AT, cr4=0x620, efer=0xD01,
-        hflags=1 << 22 | 1 << 15 | 1 << 14 | 1 << 11 | 1 << 10 | 1 << 9 | 1 << 7 | 1 << 5 | 1 << 4,
-        hflags2=1, rflags=2, rip=entry, rsp=stack,
+        hflags=HFLAGS_LONG, hflags2=1, rflags=2, rip=entry, rsp=stack,
     )  # fmt: skip
     cpu.flush_tlb()
 

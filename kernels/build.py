@@ -242,6 +242,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--clean", action="store_true", help="remove everything that was built")
     args = parser.parse_args(argv)
     root = project_root()
+    if not (root / "pyproject.toml").is_file():
+        print(f"build: {root} is no source tree of luemu but an installed copy, built already", file=sys.stderr)
+        return 1
     if args.clean:
         clean(root)
         return 0

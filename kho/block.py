@@ -33,13 +33,15 @@ class BlockChain:
     blocks: list[Block] = field(default_factory=list)
     bad_links: list[tuple[str, int]] = field(default_factory=list)
     bad_counts: list[tuple[str, int]] = field(default_factory=list)
+    foreign: list[tuple[str, int]] = field(default_factory=list)
+    """A block that another chain has already; the chain is not followed into it."""
     lost: list[tuple[str, int]] = field(default_factory=list)
     """Slots after a block's count that are not empty: entries that the next kernel will not see."""
 
     @property
     def complete(self) -> bool:
         """Whether the end of the chain was reached and all counts make sense."""
-        return not self.bad_links and not self.bad_counts
+        return not self.bad_links and not self.bad_counts and not self.foreign
 
     @property
     def entries(self) -> list[tuple[int, bytes]]:
@@ -53,8 +55,12 @@ class BlockChain:
         return out
 
 
-def read_chain(reader: Reader, head: int, entry_size: int) -> BlockChain:
-    """Follow the chain from `head`; 0 is the empty chain. At most `BLOCKS_MAX` blocks, none of them twice."""
+def read_chain(reader: Reader, head: int, entry_size: int, taken: dict[int, str], owner: str) -> BlockChain:
+    """Follow the chain from `head`; 0 is the empty chain. At most `BLOCKS_MAX` blocks, none of them twice.
+
+    `taken` says which chain has a block, for all chains of a handover, and is added to: so a block is read once
+    however many chains lead to it.
+    """
     chain = BlockChain(entry_size)
     capacity = block_capacity(entry_size)
     seen: set[int] = set()
@@ -64,9 +70,13 @@ def read_chain(reader: Reader, head: int, entry_size: int) -> BlockChain:
         if problem:
             chain.bad_links.append((problem, at))
             break
+        if at in taken:
+            chain.foreign.append((f"the block belongs to {taken[at]} already", at))
+            break
         seen.add(at)
+        taken[at] = owner
         page = reader.read(at, PAGE_SIZE)
-        following, count = BLOCK_HEADER.unpack_from(page)
+        following, count = BLOCK_HEADER.unpack(page[: BLOCK_HEADER.size].tobytes())
         block = Block(at, following, count, page[BLOCK_HEADER.size :])
         chain.blocks.append(block)
         if not 1 <= count <= capacity:

@@ -14,6 +14,7 @@ In both a string that is the tail of one already there is shared.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -236,7 +237,7 @@ class _Parser:
 
     def _reservations(self) -> tuple[list[tuple[int, int]], int]:
         self._block("reservation", self.reserve_offset, RESERVATION.size, 8)
-        found = []
+        found: list[tuple[int, int]] = []
         at = self.reserve_offset
         while at + RESERVATION.size <= self.total:
             address, size = RESERVATION.unpack_from(self.data, at)
@@ -248,7 +249,7 @@ class _Parser:
 
     def _no_overlap(self, *blocks: tuple[int, int]) -> None:
         used = sorted((offset, offset + size) for offset, size in blocks if size)
-        for (_, end), (start, _) in zip(used, used[1:], strict=False):
+        for (_, end), (start, _) in itertools.pairwise(used):
             if start < end:
                 raise FormatError(f"blocks of the device tree overlap at {start:#x}")
 

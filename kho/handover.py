@@ -35,7 +35,7 @@ from kho.memory import Bytes, PhysicalMemory, Reader, Words
 from kho.metadata import KexecMetadata
 from kho.preserved import Flags, PreservedSet
 from kho.radix import Orders, RadixTree, read_tree
-from kho.setup_data import ScratchArea
+from kho.setup_data import ScratchArea, ScratchList
 
 LISTED_MAX = 32  # of one kind of damage in one object; the rest is counted
 
@@ -74,13 +74,15 @@ class Handover:
     metadata: KexecMetadata | None = None
     reserve_mem: list[ReservedRegion] = field(default_factory=list)
     kho_test: KhoTest | None = None
+    decoded: dict[str, object] = field(default_factory=dict)
+    """What decoders of sub-trees made of theirs, by sub-tree: decoding claims memory, so it happens once."""
 
     @classmethod
     def read(
         cls,
         memory: PhysicalMemory,
         fdt: int | None = None,
-        scratch: tuple[int, int] | Sequence[ScratchArea] | None = None,
+        scratch: ScratchList | Sequence[ScratchArea] | None = None,
         *,
         setup_data: int | None = None,
         search: bool | None = None,
@@ -88,7 +90,7 @@ class Handover:
         """Decode the handover in `memory`.
 
         ``fdt`` is the physical address of the root FDT; without it the image is searched. ``scratch`` is where the
-        list of scratch areas is, (address, bytes), or the list itself; without it the setup_data chain says it, which
+        list of scratch areas is, or the list itself; without it the setup_data chain says it, which
         is at ``setup_data`` (head of the chain) or searched. ``search`` False keeps from searching when ``fdt`` is
         given; the default searches only when it is not.
 
@@ -163,19 +165,16 @@ class Handover:
         if self.tree_is_whole:
             self.findings.add(id, message, phys, tree=True)
 
-    def own(self, owner: int, phys: Words, order: Orders | int, *, lost: str, what: str) -> Flags:
+    def own(
+        self, owner: int, phys: Words, order: Orders | NDArray[np.int64] | int, *, lost: str, what: str
+    ) -> Flags:
         """Claim blocks of exactly these orders for an owner; returns which are his alone.
 
-        Blocks that are not preserved break the invariant ``lost``, blocks with another owner break INV-12.
+        An order of -1 stands for a block that is known not to be preserved. Blocks that are not preserved break the
+        invariant ``lost``, blocks with another owner break INV-12.
         """
-        return self.own_claimed(owner, phys, np.asarray(order, dtype=np.int64), lost=lost, what=what)
-
-    def own_claimed(
-        self, owner: int, phys: Words, order: NDArray[np.int64], *, lost: str, what: str
-    ) -> Flags:
-        """Like `own`, with orders that may be -1 for blocks that are known not to be preserved."""
-        claimed = self.preserved.claim(owner, phys, order)
-        orders = np.broadcast_to(order, phys.shape)
+        orders = np.broadcast_to(np.asarray(order, dtype=np.int64), phys.shape)
+        claimed = self.preserved.claim(owner, phys, orders)
         if not claimed.preserved.all() and self.tree_is_whole:
             missing = np.flatnonzero(~claimed.preserved)
             for index in missing[:LISTED_MAX].tolist():

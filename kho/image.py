@@ -177,20 +177,6 @@ def _frames_bound(data: Bytes, path: Path) -> int:
     return bound
 
 
-class _Source:
-    """A file object over the mapping, because the library copies what it is given as a whole otherwise."""
-
-    def __init__(self, data: Bytes) -> None:
-        self.data = data
-        self.at = 0
-
-    def read(self, size: int = -1) -> bytes:
-        size = len(self.data) - self.at if size < 0 else size
-        piece = self.data[self.at : self.at + size].tobytes()
-        self.at += len(piece)
-        return piece
-
-
 def _unpack(data: Bytes, path: Path) -> tuple[Bytes, list[tuple[int, int]]]:
     """Unpack into a sparse mapping; returns the bytes and the (start, end) pairs that are not all zero."""
     bound = min(_frames_bound(data, path), IMAGE_SIZE_MAX)
@@ -204,7 +190,7 @@ def _unpack(data: Bytes, path: Path) -> tuple[Bytes, list[tuple[int, int]]]:
     extents: list[tuple[int, int]] = []
     decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_MAX)
     try:
-        with decompressor.stream_reader(_Source(data), read_across_frames=True) as reader:
+        with decompressor.stream_reader(memoryview(data), read_across_frames=True) as reader:
             while piece := _read_full(reader, UNPACK_STEP):
                 if size + len(piece) > room:
                     raise ImageError(f"the image unpacks to more than {room} bytes", str(path))

@@ -22,6 +22,7 @@ from kho.abi import (
     PROP_BLOB,
     PROP_BLOB_SIZE,
     PROP_MEMORY_MAP,
+    SCRATCH_ALIGN,
     SCRATCH_COUNT_MAX,
     SCRATCH_DTYPE,
     SUBTREE_METADATA,
@@ -33,7 +34,7 @@ from kho.memory import Reader
 from kho.metadata import KexecMetadata
 from kho.preserved import PreservedSet
 from kho.radix import read_tree
-from kho.setup_data import Chain, KhoData, ScratchArea, find_chains, read_chain, read_scratch
+from kho.setup_data import Chain, KhoData, ScratchArea, ScratchList, find_chains, read_chain, read_scratch
 
 CANDIDATES_MAX = 64
 
@@ -46,6 +47,8 @@ class Location:
     chain: Chain | None = None
     kho_data: KhoData | None = None
     """The KHO entry of the chain that a new kernel would read, whether or not it points to `fdt_phys`."""
+    leads_here: bool = False
+    """Whether that entry belongs to this update: it points to `fdt_phys`, or is damaged and points to no FDT."""
     scratch: list[ScratchArea] | None = None
     scratch_phys: int | None = None
     scratch_source: str = ""
@@ -91,7 +94,7 @@ def read_root(reader: Reader, phys: int) -> Fdt:
 def locate(
     reader: Reader,
     fdt: int | None,
-    scratch: tuple[int, int] | Sequence[ScratchArea] | None,
+    scratch: ScratchList | Sequence[ScratchArea] | None,
     setup_data: int | None,
     search: bool,
 ) -> Location:
@@ -111,7 +114,8 @@ def locate(
     matching = [pair for pair in in_place if pair[1].fdt_addr == fdt]
     # one that leads to no FDT at all is a damaged one of this update, not a healthy one of an earlier update
     broken = [pair for pair in in_place if not _is_root(reader, pair[1].fdt_addr)]
-    for pair in (matching or broken)[:1]:
+    location.leads_here = bool(matching or broken)
+    for pair in (matching or broken or in_place)[:1]:
         location.chain, location.kho_data = pair
     _set_scratch(reader, location, scratch, in_place)
     return location
@@ -120,18 +124,17 @@ def locate(
 def _set_scratch(
     reader: Reader,
     location: Location,
-    scratch: tuple[int, int] | Sequence[ScratchArea] | None,
+    scratch: ScratchList | Sequence[ScratchArea] | None,
     in_place: list[tuple[Chain, KhoData]],
 ) -> None:
-    if isinstance(scratch, tuple) and len(scratch) == 2 and isinstance(scratch[0], int):
-        location.scratch = read_scratch(reader, scratch[0], int(scratch[1]))  # type: ignore[call-overload]
-        location.scratch_phys, location.scratch_source = scratch[0], "given"
+    if isinstance(scratch, ScratchList):
+        location.scratch = read_scratch(reader, scratch.phys, scratch.size)
+        location.scratch_phys, location.scratch_source = scratch.phys, "given"
         return
     if scratch is not None:
-        location.scratch = [area for area in scratch if isinstance(area, ScratchArea)]
-        location.scratch_source = "given"
+        location.scratch, location.scratch_source = list(scratch), "given"
         return
-    entries = [(location.kho_data, "setup_data")] if location.kho_data else []
+    entries = [(location.kho_data, "setup_data")] if location.kho_data and location.leads_here else []
     # the areas never change in a chain of updates, so the list that an earlier kernel left does as well
     entries += [(entry, "setup_data of an earlier update") for _, entry in in_place]
     for entry, source in entries:
@@ -154,7 +157,7 @@ def _lenient_scratch(reader: Reader, entry: KhoData) -> list[ScratchArea]:
 def _is_in_place(reader: Reader, chain: Chain, entry: KhoData) -> bool:
     """Whether the entry is where kexec puts it, in scratch, and not a page of an image that waits to be copied."""
     areas = _lenient_scratch(reader, entry)
-    if not areas:
+    if not areas or any(area.phys % SCRATCH_ALIGN or area.size % SCRATCH_ALIGN for area in areas):
         return chain.boot_params is not None
     return any(area.phys <= entry.phys < area.end for area in areas)
 

@@ -103,6 +103,11 @@ class PreservedSet:
             index = int(np.searchsorted(self._reach, np.uint64(min(at, (1 << 64) - 1)), side="right"))
         return found
 
+    @property
+    def overlapping(self) -> bool:
+        """Whether any two blocks share a page."""
+        return len(self._start) > 1 and bool((self._start[1:] < self._reach[:-1]).any())
+
     def overlaps(self, count_max: int = 1000) -> list[tuple[int, int, int]]:
         """(phys, order, phys of an earlier block) of blocks that begin inside another block, and how many."""
         if len(self._start) < 2:
@@ -114,6 +119,13 @@ class PreservedSet:
                 int(self._start[index]), int(self.order[self._by_phys[index]]), int(self._start[index - 1])
             ))  # fmt: skip
         return out
+
+    def touched(self, phys: Words) -> Flags:
+        """For each address whether it is inside a preserved block."""
+        if not len(self._start):
+            return np.zeros(len(phys), dtype=np.bool_)
+        at = np.searchsorted(self._start, phys, side="right") - 1
+        return np.asarray((at >= 0) & (self._reach[np.maximum(at, 0)] > phys), dtype=np.bool_)
 
     def intersecting(self, start: int, end: int) -> NDArray[np.int64]:
         """Positions of the blocks that share a byte with [start, end)."""

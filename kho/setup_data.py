@@ -41,6 +41,14 @@ class ScratchArea:
 
 
 @dataclass(frozen=True)
+class ScratchList:
+    """Where a list of scratch areas is in memory: address and bytes."""
+
+    phys: int
+    size: int
+
+
+@dataclass(frozen=True)
 class KhoData:
     """Payload of a type-10 entry, and where the entry is."""
 
@@ -82,11 +90,11 @@ def read_chain(reader: Reader, head: int, boot_params: int | None = None) -> Cha
             chain.problem = f"the setup_data chain does not end ({at:#x} again)"
             break
         seen.add(at)
-        following, kind, length = SETUP_DATA.unpack_from(reader.read(at, SETUP_DATA.size))
+        following, kind, length = SETUP_DATA.unpack(reader.bytes(at, SETUP_DATA.size))
         chain.entries.append((at, kind, length))
         if kind == SETUP_KEXEC_KHO and reader.contains(at, SETUP_DATA.size + KHO_DATA.size):
-            payload = reader.read(at + SETUP_DATA.size, KHO_DATA.size)
-            chain.kho.append(KhoData(at, length, *KHO_DATA.unpack_from(payload)))
+            payload = reader.bytes(at + SETUP_DATA.size, KHO_DATA.size)
+            chain.kho.append(KhoData(at, length, *KHO_DATA.unpack(payload)))
         at = following
     return chain
 
@@ -103,14 +111,14 @@ def find_chains(reader: Reader) -> list[Chain]:
     for start, view in reader.scan():
         whole = len(view) // PAGE_SIZE * PAGE_SIZE
         pages = view[:whole].reshape(-1, PAGE_SIZE)
-        hit = np.ascontiguousarray(pages[:, BOOT_PARAMS_HEADER : BOOT_PARAMS_HEADER + 4]).view("<u4")[:, 0] == magic
-        for row in np.flatnonzero(hit).tolist():
+        words = np.ascontiguousarray(pages[:, BOOT_PARAMS_HEADER : BOOT_PARAMS_HEADER + 4]).view("<u4")
+        for row in np.flatnonzero(words[:, 0] == magic).tolist():
             pointer = pages[row, BOOT_PARAMS_SETUP_DATA : BOOT_PARAMS_SETUP_DATA + 8].tobytes()
             head = int.from_bytes(pointer, "little")
             if head and len(heads) < 256:
                 heads.setdefault(head, start + row * PAGE_SIZE)
-        words = view[:whole].view("<u8") if view.flags.c_contiguous else np.ascontiguousarray(view[:whole]).view("<u8")
-        for word in np.flatnonzero(words[1:] == pattern)[: 256 - len(loose)].tolist():
+        longs = np.ascontiguousarray(view[:whole]).view("<u8")
+        for word in np.flatnonzero(longs[1:] == pattern)[: 256 - len(loose)].tolist():
             loose.append(start + word * 8)
     chains = [chain for head, page in heads.items() if (chain := read_chain(reader, head, page)).kho]
     known = {entry.phys for chain in chains for entry in chain.kho}

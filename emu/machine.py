@@ -1,0 +1,491 @@
+"""The machine: CPU, memory, bus, devices and clock put together; boot, run, step, snapshot.
+
+Virtual time is the only time. A run is the same whatever it was sliced into, whether or not it was
+observed, snapshotted or restored: `state_hash` is equal at equal ticks.
+
+    with Machine(memory=512 << 20) as m:
+        m.boot(Boot(kernel=Path("bzImage").read_bytes(), cmdline="console=ttyS0"))
+        stop = m.run(until=300_000_000)
+        print(stop, m.console.decode())
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from emu import boot as booting
+from emu import cpuid, saved
+from emu.bus import Bus, Unclaimed
+from emu.clock import Clock
+from emu.cpu import FLUSH_GRID_TICKS, NEVER, ClockHeader, Cpu, Reason, Wiring
+from emu.devices.platform import Platform
+from emu.engine import library
+from emu.errors import ConfigError, EmuError, ImageError
+from emu.memory import Memory, U8Array
+
+SLICE_TICKS = 50_000_000
+"""The host looks up (Ctrl-C, progress) at least this often; a guest cannot tell."""
+RTC_EPOCH = 1_767_225_600
+"""What the real-time clock shows at tick 0: 2026-01-01 00:00:00 UTC."""
+
+
+class StopKind(enum.Enum):
+    """How a run ended."""
+
+    UNTIL = "until"  # the tick or count that was asked for
+    BREAKPOINT = "breakpoint"  # an observer asked, before the instruction at `rip`
+    REQUEST = "request"  # `Machine.stop` was called
+    POWER_OFF = "power-off"
+    RESET = "reset"
+    DEADLOCK = "deadlock"  # halted with interrupts off, or with nothing pending
+    TRIPLE_FAULT = "triple-fault"
+    BUDGET = "budget"  # `max_instructions` reached
+    UNMAPPED = "unmapped"  # strict memory: an access to nothing
+    ENGINE = "engine"  # the engine gave up on the guest: it fetched or walked tables outside memory
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Typed result of a run: kind, where, when, and one line for people."""
+
+    kind: StopKind
+    rip: int
+    ticks: int
+    instructions: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.kind.value} at rip {self.rip:#x}, instruction {self.instructions:,}: {self.message}"
+
+
+ProbeHandler = Callable[["Machine", int], bool | None]
+"""``handler(machine, address)`` runs before the instruction at ``address``; returning True stops."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """Everything that makes two machines the same machine. Saved with it."""
+
+    memory: int
+    rtc_epoch: int = RTC_EPOCH
+    cpuid_version: int = cpuid.VERSION
+    strict_memory: bool = False
+
+    def plain(self) -> dict[str, Any]:
+        return {
+            "memory": self.memory,
+            "rtc_epoch": self.rtc_epoch,
+            "cpuid_version": self.cpuid_version,
+            "strict_memory": self.strict_memory,
+        }
+
+
+class Snapshot:
+    """An immutable state of a machine: a node in a tree that shares pages with its parent.
+
+    ``pages`` holds what was written since the parent (page number -> array, row).
+    """
+
+    __slots__ = ("__weakref__", "cpus", "depth", "pages", "parent", "rest", "serial", "ticks", "uid")
+    _count = 0
+
+    def __init__(
+        self,
+        parent: Snapshot | None,
+        ticks: int,
+        cpus: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...],
+        rest: dict[str, Any],
+        serial: tuple[bytes, ...],
+        pages: dict[int, tuple[U8Array, int]],
+    ) -> None:
+        self.parent = parent
+        self.depth = parent.depth + 1 if parent else 0
+        self.ticks = ticks
+        self.cpus = cpus
+        self.rest = rest
+        self.serial = serial
+        self.pages = pages
+        Snapshot._count += 1
+        self.uid = Snapshot._count
+
+    def page(self, number: int) -> tuple[U8Array, int] | None:
+        """Contents of a page in this snapshot, None for a page of zeros never written."""
+        node: Snapshot | None = self
+        while node is not None:
+            found = node.pages.get(number)
+            if found is not None:
+                return found
+            node = node.parent
+        return None
+
+    def all_pages(self) -> dict[int, tuple[U8Array, int]]:
+        """Every page that was ever written, with its contents here."""
+        chain: list[Snapshot] = []
+        node: Snapshot | None = self
+        while node is not None:
+            chain.append(node)
+            node = node.parent
+        out: dict[int, tuple[U8Array, int]] = {}
+        for node in reversed(chain):
+            out.update(node.pages)
+        return out
+
+
+class Machine:
+    """One emulated PC. A context manager; `close` frees host memory.
+
+    ``memory`` in bytes, a multiple of 1 MiB. Raises `UnsupportedHost` where machines cannot run.
+    """
+
+    def __init__(
+        self, memory: int = 512 << 20, *, rtc_epoch: int = RTC_EPOCH, strict_memory: bool = False
+    ) -> None:
+        lib = library()
+        self.description = Description(memory, rtc_epoch, strict_memory=strict_memory)
+        self.memory = Memory(memory, lib.core)
+        self._time = ClockHeader(ticks=0, skipped=0, deadline=NEVER)
+        self.clock = Clock(self._set_deadline)
+        self.bus = Bus(self._unclaimed)
+        self.serial = (bytearray(), bytearray())
+        self.serial_sinks: list[Callable[[int, int, int], None]] = []
+        self.cpus: list[Cpu] = []
+        self._ending: tuple[StopKind, str] | None = None
+        self._probes: dict[int, list[ProbeHandler]] = {}
+        self._probe_hit: int | None = None
+        self._base: Snapshot | None = None
+        self.platform = Platform(
+            self.clock,
+            self.bus,
+            1,
+            intr=lambda cpu, level, now: self.cpus[cpu].interrupt(level),
+            signal=self._signal,
+            power=self._power,
+            tsc_offset=lambda cpu: int(self.cpus[cpu].header.tsc_offset) if self.cpus else 0,
+            serial=self._serial_out,
+            rtc_epoch=rtc_epoch,
+            memory=memory,
+        )
+        self.cpus.append(self._make_cpu(0))
+
+    # ---- wiring ------------------------------------------------------------------------------
+
+    def _make_cpu(self, index: int) -> Cpu:
+        p = self.platform
+        bus = self.bus
+        lapic = p.lapics[index]
+        wiring = Wiring(
+            io_read=bus.port_read,
+            io_write=bus.port_write,
+            mmio_read=lambda addr, size, now: p.mmio_read(index, addr, size, now),
+            mmio_write=lambda addr, size, value, now: p.mmio_write(index, addr, size, value, now),
+            events=self.clock.run,
+            acknowledge=lambda now: p.acknowledge(index, now),
+            msr_read=lapic.read_msr,
+            msr_write=lapic.write_msr,
+            cr8_read=lapic.get_cr8,
+            cr8_write=lapic.set_cr8,
+            probe=self._probe,
+        )
+        cpu = Cpu(library(), self.memory, self._time, wiring, index)
+        cpu.set_registers(tlb_flush_at=FLUSH_GRID_TICKS, tlb_flush_grid=FLUSH_GRID_TICKS)
+        return cpu
+
+    def _set_deadline(self, deadline: int) -> None:
+        self._time.deadline = deadline
+
+    def _serial_out(self, port: int, value: int, now: int) -> None:
+        self.serial[port].append(value)
+        for sink in self.serial_sinks:
+            sink(port, value, now)
+
+    def _signal(self, cpu: int, kind: str, vector: int, now: int) -> None:
+        if kind == "nmi":
+            self.cpus[cpu].nmi()
+        # INIT and SIPI address CPUs that this machine does not have; the boot CPU ignores SIPI.
+        elif kind == "init" and cpu == 0:
+            self._end(StopKind.RESET, "the guest sent INIT to its boot CPU")
+
+    def _power(self, kind: str, now: int) -> None:
+        if kind == "off":
+            self._end(StopKind.POWER_OFF, "the guest switched the machine off")
+        else:
+            self._end(StopKind.RESET, f"the guest reset the machine ({kind})")
+
+    def _unclaimed(self, access: Unclaimed) -> None:
+        if self.description.strict_memory and access.kind == "mmio":
+            what = "write to" if access.write else "read of"
+            self._end(StopKind.UNMAPPED, f"{what} {access.address:#x}, where there is neither RAM nor a device")
+
+    def _end(self, kind: StopKind, message: str) -> None:
+        if self._ending is None:
+            self._ending = (kind, message)
+        for cpu in self.cpus:
+            cpu.request_stop()
+
+    # ---- probes ------------------------------------------------------------------------------
+
+    def probe(self, address: int, handler: ProbeHandler) -> None:
+        """Call ``handler`` before each execution of the instruction at this virtual address.
+
+        Observing does not change the run. Several handlers of one address run in the order added.
+        """
+        self._probes.setdefault(address, []).append(handler)
+        self._apply_probes()
+
+    def unprobe(self, address: int, handler: ProbeHandler) -> None:
+        self._probes[address].remove(handler)
+        if not self._probes[address]:
+            del self._probes[address]
+        self._apply_probes()
+
+    def _apply_probes(self) -> None:
+        for cpu in self.cpus:
+            cpu.set_probes(list(self._probes))
+
+    def _probe(self, address: int, now: int) -> bool:
+        stop = False
+        for handler in tuple(self._probes.get(address, ())):
+            stop = bool(handler(self, address)) or stop
+        if stop:
+            self._probe_hit = address
+        return stop
+
+    # ---- time --------------------------------------------------------------------------------
+
+    @property
+    def ticks(self) -> int:
+        """Virtual time in nanoseconds: instructions retired plus ticks skipped while halted."""
+        return int(self._time.ticks)
+
+    @property
+    def instructions(self) -> int:
+        """Instructions retired by all CPUs."""
+        return int(self._time.ticks - self._time.skipped)
+
+    @property
+    def console(self) -> bytes:
+        """What the guest wrote to its first serial port."""
+        return bytes(self.serial[0])
+
+    def type(self, data: bytes, port: int = 0) -> None:
+        """Send bytes to a serial port, now. Part of the machine's input: replay it at the same tick."""
+        self.platform.receive(port, data, self.ticks)
+
+    # ---- running -----------------------------------------------------------------------------
+
+    def boot(self, what: booting.Boot) -> None:
+        """Load a kernel and set the boot CPU to its entry. Only on a fresh machine."""
+        if self.ticks:
+            raise ConfigError("this machine has already run; boot a fresh one")
+        booting.boot(self, what)
+
+    def stop(self) -> None:
+        """From an observer or device: end the run at the next instruction boundary."""
+        self._end(StopKind.REQUEST, "stopped on request")
+
+    def run(
+        self,
+        until: int | None = None,
+        *,
+        max_instructions: int | None = None,
+        progress: Callable[[Machine], None] | None = None,
+    ) -> Stop:
+        """Run until tick ``until``, until something ends the run, or until ``max_instructions`` in
+        all have retired. ``progress`` is called now and then."""
+        end = NEVER - 1 if until is None else until
+        budget = NEVER if max_instructions is None else max_instructions
+        cpu = self.cpus[0]
+        while True:
+            if self.instructions >= budget:
+                return self._stopped(StopKind.BUDGET, f"{budget:,} instructions were not enough")
+            if self.ticks >= end:
+                return self._stopped(StopKind.UNTIL, f"tick {self.ticks:,} reached")
+            step = min(end, self.ticks + SLICE_TICKS, self.ticks + budget - self.instructions)
+            reason = cpu.run(step)
+            ending, self._ending = self._ending, None
+            hit, self._probe_hit = self._probe_hit, None
+            if ending is not None:
+                return self._stopped(*ending)
+            if hit is not None:
+                return self._stopped(StopKind.BREAKPOINT, f"before the instruction at {hit:#x}")
+            if reason is Reason.END:
+                if progress is not None:
+                    progress(self)
+                continue
+            if reason is Reason.DEADLOCK:
+                masked = not cpu.registers()["rflags"] & 0x200
+                why = "interrupts are off" if masked else "nothing is pending that could wake it"
+                return self._stopped(StopKind.DEADLOCK, f"the CPU is halted and {why}")
+            if reason is Reason.TRIPLE_FAULT:
+                h = cpu.header
+                return self._stopped(
+                    StopKind.TRIPLE_FAULT,
+                    f"a fault could not be delivered; the last one was vector {h.last_vector}, error "
+                    f"{h.last_error:#x}, at rip {h.last_rip:#x}, cr2 {h.last_cr2:#x}",
+                )
+            if reason is Reason.ENGINE:
+                error = int(cpu.header.engine_error)
+                what = {6: "a read", 7: "a write", 8: "an instruction fetch"}.get(error, f"engine error {error}")
+                return self._stopped(StopKind.ENGINE, f"{what} outside the physical address space")
+            if reason is Reason.REQUEST:
+                continue
+            raise EmuError(f"internal error: the core stopped with {reason!r}; please report it")
+
+    def step(self, count: int = 1) -> Stop:
+        """Run exactly ``count`` instructions (fewer if something ends the run)."""
+        target = self.instructions + count
+        while self.instructions < target:
+            stop = self.run(self.ticks + target - self.instructions)
+            if stop.kind is not StopKind.UNTIL:
+                return stop
+        return self._stopped(StopKind.UNTIL, f"{count:,} instructions done")
+
+    def _stopped(self, kind: StopKind, message: str) -> Stop:
+        rip = self.cpus[0].registers()["rip"]
+        return Stop(kind, rip, self.ticks, self.instructions, message)
+
+    # ---- state -------------------------------------------------------------------------------
+
+    def _rest(self) -> dict[str, Any]:
+        return {
+            "ticks": self.ticks,
+            "skipped": int(self._time.skipped),
+            "events": self.clock.state(),
+            "devices": self.platform.state(),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """All mutable state outside RAM as plain data (what `state_hash` covers besides RAM)."""
+        return {
+            "description": self.description.plain(),
+            "cpus": [{"words": c.words(), "tlb": c.tlb()} for c in self.cpus],
+            **self._rest(),
+        }
+
+    def state_hash(self) -> str:
+        """Hash of CPU, devices, clock, pending events and RAM: equal for equal machines.
+
+        Costs what changed since it was last asked for.
+        """
+        plain = json.dumps(self.state(), sort_keys=True, separators=(",", ":"), default=_plain_bytes)
+        h = hashlib.blake2b(plain.encode(), digest_size=16)
+        h.update(self.memory.hash().to_bytes(16, "little"))
+        return h.hexdigest()
+
+    def snapshot(self) -> Snapshot:
+        """The machine's state now, as a child of the last snapshot taken or restored."""
+        pages = self.memory.take_dirty()
+        numbers, contents = self.memory.gather(pages)
+        self._base = Snapshot(
+            self._base,
+            self.ticks,
+            tuple((tuple(c.words()), tuple(c.tlb())) for c in self.cpus),
+            self._rest(),
+            tuple(bytes(s) for s in self.serial),
+            {int(n): (contents, i) for i, n in enumerate(numbers.tolist())},
+        )
+        return self._base
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go to a snapshot of this machine. Raises ConfigError for one of another machine."""
+        line = set()
+        node: Snapshot | None = snapshot
+        while node is not None:
+            line.add(node)
+            node = node.parent
+        here = self._base
+        changed: set[int] = set()
+        while here is not None and here not in line:
+            changed.update(here.pages)
+            here = here.parent
+        if here is None:
+            raise ConfigError("this snapshot was taken on another machine")
+        changed.update(self.memory.take_dirty())
+        node = snapshot
+        while node is not here and node is not None:
+            changed.update(node.pages)
+            node = node.parent
+        sources: dict[int, int | None] = {}
+        for number in changed:
+            found = snapshot.page(number)
+            sources[number] = None if found is None else found[0].ctypes.data + 4096 * found[1]
+        self.memory.scatter(sources)
+        self._base = snapshot
+        self._load_rest(snapshot.rest, snapshot.cpus, snapshot.serial)
+
+    def _load_rest(
+        self,
+        rest: dict[str, Any],
+        cpus: Sequence[tuple[Sequence[int], Sequence[int]]],
+        serial: Sequence[bytes],
+    ) -> None:
+        self._time.ticks = rest["ticks"]
+        self._time.skipped = rest["skipped"]
+        self.platform.load(rest["devices"])
+        self.clock.load(rest["events"])
+        for cpu, (words, tlb) in zip(self.cpus, cpus, strict=True):
+            cpu.load_words(words)
+            cpu.load_tlb(tlb)
+        for log, text in zip(self.serial, serial, strict=True):
+            log[:] = text
+        self._ending = None
+
+    def save(self, path: Path) -> None:
+        """Write the machine to a file that `load` continues from, in any process on any host."""
+        numbers, contents = self.memory.gather(self.memory.resident_pages())
+        saved.write(
+            path, {**self.state(), "serial": [bytes(s) for s in self.serial]}, numbers, contents
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Machine:
+        """A machine as it was saved. Raises ImageError for a damaged file or one of another version."""
+        file = saved.read(path)
+        d = file.state["description"]
+        if d["cpuid_version"] != cpuid.VERSION:
+            raise ImageError(f"saved with CPU model {d['cpuid_version']}, this luemu has {cpuid.VERSION}", str(path))
+        m = cls(d["memory"], rtc_epoch=d["rtc_epoch"], strict_memory=d["strict_memory"])
+        try:
+            m.memory.scatter(
+                {int(n): file.pages.ctypes.data + 4096 * i for i, n in enumerate(file.numbers.tolist())}
+            )
+            cpus = [(c["words"], c["tlb"]) for c in file.state["cpus"]]
+            m._load_rest(file.state, cpus, file.state["serial"])
+            m.memory.assume_written(file.numbers.tolist())
+        except (KeyError, ValueError, TypeError, AttributeError) as e:
+            m.close()
+            raise ImageError(f"the saved state does not fit this luemu: {e!r}", str(path)) from None
+        except BaseException:
+            m.close()
+            raise
+        return m
+
+    # ---- life --------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        for cpu in self.cpus:
+            cpu.close()
+        self.memory.close()
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _plain_bytes(value: object) -> str:
+    if isinstance(value, bytes | bytearray):
+        return "hex:" + bytes(value).hex()
+    raise TypeError(f"device state must be plain data, not {type(value).__name__}")
+
+

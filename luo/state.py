@@ -1,0 +1,71 @@
+"""The whole LUO state of a handover: `Luo.read(handover)`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kho.block import BlockChain
+from kho.handover import Handover
+from luo.abi import LUO_COMPATIBLE, LUO_SER, LUO_SUBTREE
+from luo.flb import FlbPage, read_page, text
+from luo.sessions import Session, read_sessions
+
+
+@dataclass
+class Luo:
+    """struct luo_ser and what hangs on it. What is wrong with it is in the handover's findings."""
+
+    phys: int
+    compatible: str
+    liveupdate_num: int
+    sessions_phys: int
+    flbs_phys: int
+    sessions: list[Session] = field(default_factory=list)
+    chain: BlockChain | None = None
+    flb_page: FlbPage | None = None
+
+    @classmethod
+    def read(cls, handover: Handover) -> Luo | None:
+        """Decode the sub-tree "LUO"; None when there is none or nothing of it can be read.
+
+        May be called again: the first result is kept, because decoding claims memory.
+        """
+        if LUO_SUBTREE not in handover.decoded:
+            handover.decoded[LUO_SUBTREE] = cls._read(handover)
+        luo = handover.decoded[LUO_SUBTREE]
+        return luo if isinstance(luo, cls) else None
+
+    @classmethod
+    def _read(cls, handover: Handover) -> Luo | None:
+        subtree = handover.subtree(LUO_SUBTREE)
+        if subtree is None or handover.bare or not handover.reader.contains(subtree.phys, subtree.size):
+            return None
+        findings = handover.findings
+        if subtree.size < LUO_SER.size:
+            findings.add(
+                "INV-14", f"the LUO state has {subtree.size} bytes instead of {LUO_SER.size}", subtree.phys
+            )
+            return None
+        raw, number, sessions_phys, flbs_phys = LUO_SER.unpack(handover.blob(subtree, LUO_SER.size))
+        compatible = text(raw.partition(b"\0")[0])
+        luo = cls(subtree.phys, compatible, number, sessions_phys, flbs_phys)
+        if compatible != LUO_COMPATIBLE:
+            findings.add(
+                "INV-14", f'the LUO state is compatible with "{compatible}", not "{LUO_COMPATIBLE}"', luo.phys
+            )
+            return luo
+        if number == 0:
+            findings.add("INV-14", "the live update number is 0", luo.phys)
+        luo.flb_page = read_page(handover, flbs_phys)
+        luo.sessions, luo.chain = read_sessions(handover, sessions_phys)
+        return luo
+
+    @property
+    def understood(self) -> bool:
+        """Whether the state has a version that is decoded."""
+        return self.compatible == LUO_COMPATIBLE
+
+
+def pack_state(number: int, sessions_phys: int, flbs_phys: int, compatible: str = LUO_COMPATIBLE) -> bytes:
+    """The 32-byte struct luo_ser."""
+    return LUO_SER.pack(compatible.encode("ascii"), number, sessions_phys, flbs_phys)
