@@ -14,7 +14,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
-DEMO ?= tests/data/handovers/demo
+DEMO ?= tests/data/handovers/c3-3sess/before-kexec.pruned.raw.zst
 
 # Paths here are relative, so that the tree may be in a directory whose name has spaces.
 VENV := .venv

@@ -68,6 +68,7 @@ class CoreHeader(ctypes.Structure):
         *[(n, U64) for n in COUNTERS],
         ("exceptions_by_vector", U64 * 32),
         *[(n, U64) for n in "last_vector last_error last_rip last_cr2".split()],
+        *[(n, U64) for n in "user_left user_entered watch_user".split()],
     ]
 
 
@@ -99,6 +100,7 @@ class Callbacks(ctypes.Structure):
         ("cr8_read", _CR8_READ),
         ("cr8_write", _CR8_WRITE),
         ("probe", _PROBE),
+        ("user", _EVENTS),
     ]
 
 
@@ -111,7 +113,8 @@ class Wiring:
     """What the processor is connected to. ``now`` is the exact tick of the instruction.
 
     ``acknowledge`` returns a vector or None; MSR functions return None / False for #GP.
-    ``probe`` returns whether to stop before the instruction.
+    ``probe`` returns whether to stop before the instruction. ``user`` is told of an entry to user
+    mode while ``header.watch_user`` is set.
     """
 
     io_read: Callable[[int, int, int], int]
@@ -125,6 +128,7 @@ class Wiring:
     cr8_read: Callable[[], int]
     cr8_write: Callable[[int, int], None]
     probe: Callable[[int, int], bool]
+    user: Callable[[int], None]
 
 
 _SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs", "ldtr", "tr", "gdtr", "idtr")
@@ -269,6 +273,7 @@ class Cpu:
             cr8_read=_CR8_READ(guard(lambda now: w.cr8_read(), 0)),
             cr8_write=_CR8_WRITE(guard(w.cr8_write, None)),
             probe=_PROBE(guard(lambda pc, now: int(w.probe(pc, now)), 1)),
+            user=_EVENTS(guard(w.user, None)),
         )
 
     # ---- running -----------------------------------------------------------------------------

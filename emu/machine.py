@@ -158,8 +158,10 @@ class Machine:
         self.cpus: list[Cpu] = []
         self._ending: tuple[StopKind, str] | None = None
         self._probes: dict[int, list[ProbeHandler]] = {}
+        self._probes_changed = False
         self._probe_hit: int | None = None
         self._base: Snapshot | None = None
+        self._user_handler: Callable[[Machine], None] | None = None
         self.platform = Platform(
             self.clock,
             self.bus,
@@ -192,6 +194,7 @@ class Machine:
             cr8_read=lapic.get_cr8,
             cr8_write=lapic.set_cr8,
             probe=self._probe,
+            user=self._user,
         )
         cpu = Cpu(library(), self.memory, self._time, wiring, index)
         cpu.set_registers(tlb_flush_at=FLUSH_GRID_TICKS, tlb_flush_grid=FLUSH_GRID_TICKS)
@@ -237,17 +240,20 @@ class Machine:
         Observing does not change the run. Several handlers of one address run in the order added.
         """
         self._probes.setdefault(address, []).append(handler)
-        self._apply_probes()
+        self._probes_changed = True
 
     def unprobe(self, address: int, handler: ProbeHandler) -> None:
         self._probes[address].remove(handler)
         if not self._probes[address]:
             del self._probes[address]
-        self._apply_probes()
+        self._probes_changed = True
 
     def _apply_probes(self) -> None:
-        for cpu in self.cpus:
-            cpu.set_probes(list(self._probes))
+        """Tell the CPUs, once for however many changes: it drops all translated code."""
+        if self._probes_changed:
+            self._probes_changed = False
+            for cpu in self.cpus:
+                cpu.set_probes(list(self._probes))
 
     def _probe(self, address: int, now: int) -> bool:
         stop = False
@@ -255,7 +261,18 @@ class Machine:
             stop = bool(handler(self, address)) or stop
         if stop:
             self._probe_hit = address
+        self._apply_probes()
         return stop
+
+    def watch_user(self, handler: Callable[[Machine], None] | None) -> None:
+        """Call ``handler`` at each entry to user mode (None: no more)."""
+        self._user_handler = handler
+        for cpu in self.cpus:
+            cpu.header.watch_user = handler is not None
+
+    def _user(self, now: int) -> None:
+        if self._user_handler is not None:
+            self._user_handler(self)
 
     # ---- time --------------------------------------------------------------------------------
 
@@ -302,6 +319,7 @@ class Machine:
         end = NEVER - 1 if until is None else until
         budget = NEVER if max_instructions is None else max_instructions
         cpu = self.cpus[0]
+        self._apply_probes()
         while True:
             if self.instructions >= budget:
                 return self._stopped(StopKind.BUDGET, f"{budget:,} instructions were not enough")

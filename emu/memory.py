@@ -48,6 +48,20 @@ def ram_ranges(size: int) -> list[tuple[int, int]]:
     return out
 
 
+def page_ranges(pages: list[int], low: int) -> list[tuple[int, int]]:
+    """Ascending page numbers as physical (start, end) ranges; ``low`` bytes of RAM are below 4 GiB."""
+    out: list[tuple[int, int]] = []
+    for number in pages:
+        start = number * PAGE
+        if start >= low:
+            start += GIB4 - low
+        if out and out[-1][1] == start:
+            out[-1] = (out[-1][0], start + PAGE)
+        else:
+            out.append((start, start + PAGE))
+    return out
+
+
 class RamHeader(ctypes.Structure):
     """`struct ram` of the native core."""
 
@@ -137,6 +151,16 @@ class Memory:
         numbers = pages.tolist()
         self._dirty_since_snapshot.update(numbers)
         self._dirty_since_hash.update(numbers)
+
+    def dirty(self) -> list[int]:
+        """Pages written since the last `take_dirty`, ascending."""
+        self.drain()
+        return sorted(self._dirty_since_snapshot)
+
+    def populated(self) -> list[tuple[int, int]]:
+        """Physical (start, end) of memory that was ever written: a search can skip the rest."""
+        self.drain()
+        return page_ranges(sorted(set(self._page_hash) | self._dirty_since_hash), self.low)
 
     def take_dirty(self) -> list[int]:
         """Pages written since the last `take_dirty`, ascending, and start anew."""

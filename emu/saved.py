@@ -28,7 +28,7 @@ import numpy.typing as npt
 import zstandard
 
 from emu.errors import ImageError, MemoryError_
-from emu.memory import PAGE, U8Array, low_split, ram_ranges
+from emu.memory import PAGE, U8Array, low_split, page_ranges, ram_ranges
 
 MAGIC = b"LUEMU-M1"
 _HEAD = struct.Struct("<8sQQQ32s")
@@ -147,8 +147,4 @@ class SavedMemory:
 
     def populated(self) -> list[tuple[int, int]]:
         """Physical (start, end) of pages that hold anything, so that a search can skip the rest."""
-        low = low_split(self._size)
-        return [
-            (a, a + PAGE)
-            for a in (n * PAGE if n * PAGE < low else n * PAGE - low + (1 << 32) for n in sorted(self._row))
-        ]
+        return page_ranges(sorted(self._row), low_split(self._size))

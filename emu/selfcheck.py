@@ -103,6 +103,7 @@ def verify(lib: Library) -> None:
         cr8_read=lambda: 0,
         cr8_write=lambda value, now: None,
         probe=lambda pc, now: False,
+        user=lambda now: None,
     )
     clock = ClockHeader(ticks=0, skipped=0, deadline=(1 << 64) - 1)
     cpu = Cpu(lib, memory, clock, wiring)

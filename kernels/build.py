@@ -243,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     root = project_root()
     if not (root / "pyproject.toml").is_file():
-        print(f"build: {root} is no source tree of luemu but an installed copy, built already", file=sys.stderr)
+        print(f"build: {root} is no source tree but an installed copy, already built", file=sys.stderr)
         return 1
     if args.clean:
         clean(root)

@@ -65,6 +65,7 @@ def read_chain(reader: Reader, head: int, entry_size: int, taken: dict[int, str]
     capacity = block_capacity(entry_size)
     seen: set[int] = set()
     at = head
+    short: tuple[str, int] | None = None
     while at:
         problem = _link_problem(reader, at, seen)
         if problem:
@@ -73,6 +74,9 @@ def read_chain(reader: Reader, head: int, entry_size: int, taken: dict[int, str]
         if at in taken:
             chain.foreign.append((f"the block belongs to {taken[at]} already", at))
             break
+        if short:
+            chain.bad_counts.append(short)
+            short = None
         seen.add(at)
         taken[at] = owner
         page = reader.read(at, PAGE_SIZE)
@@ -82,7 +86,8 @@ def read_chain(reader: Reader, head: int, entry_size: int, taken: dict[int, str]
         if not 1 <= count <= capacity:
             chain.bad_counts.append((f"the block has {count} entries instead of 1 to {capacity}", at))
         elif following and count < capacity:
-            chain.bad_counts.append((f"the block has {count} of {capacity} entries but is not the last", at))
+            # a bad link explains this; so it is reported only once the link has turned out to be good
+            short = (f"the block has {count} of {capacity} entries but is not the last", at)
         elif (rest := block.entries[count * entry_size : capacity * entry_size]).any():
             slot = count + int(rest.nonzero()[0][0]) // entry_size
             chain.lost.append((
@@ -116,6 +121,8 @@ def write_chain(
     if any(len(entry) != entry_size for entry in entries):
         raise ValueError(f"an entry does not have {entry_size} bytes")
     pages = [allocate() for _ in groups]
-    for page, following, group in zip(pages, [*pages[1:], 0], groups, strict=True):
-        memory.write(page, (BLOCK_HEADER.pack(following, len(group)) + b"".join(group)).ljust(PAGE_SIZE, b"\0"))
+    for page, following, group in zip(pages, [*pages, 0][1:], groups, strict=True):
+        memory.write(
+            page, (BLOCK_HEADER.pack(following, len(group)) + b"".join(group)).ljust(PAGE_SIZE, b"\0")
+        )
     return pages

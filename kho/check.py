@@ -11,6 +11,7 @@ and rows that need a whole tree of preserved memory are not checked when the tre
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,7 +86,9 @@ class Subject:
     control_pages: Sequence[int] | None = None
     """Control and page-table pages of the image."""
     old_scratch: Sequence[ScratchArea] | None = None
-    """The scratch list of the kernel that wrote the handover, or of an earlier one of the chain."""
+    """The scratch list of the kernel that wrote the handover."""
+    earlier_scratch: Sequence[ScratchArea] | None = None
+    """The scratch list of any earlier kernel of the chain."""
     page_states: PageStates | None = None
     received_number: int | None = None
     """Live update number that the kernel which wrote the handover had received itself."""
@@ -175,7 +178,9 @@ def failed(error: KhoError, moment: str, table: Mapping[str, Invariant]) -> Repo
     """The report for a handover that could not be decoded because it breaks an invariant; None for other errors."""
     if error.invariant is None:
         return None
-    report = Report(moment, [Violation(error.invariant, moment, error.message, error.phys)], [error.invariant])
+    report = Report(
+        moment, [Violation(error.invariant, moment, error.message, error.phys)], [error.invariant]
+    )
     report.not_checked = {id: "the handover could not be decoded" for id in table if id != error.invariant}
     return report
 
@@ -226,7 +231,9 @@ def check_scratch(subject: Subject) -> list[Finding]:
     found = []
     # how many areas setup_data may give is INV-31's business
     if len(areas) < SCRATCH_COUNT_MIN and subject.handover.location.scratch_source != "setup_data":
-        found.append(Finding("INV-1", f"there are {len(areas)} scratch areas instead of memory nodes + 2", where))
+        found.append(
+            Finding("INV-1", f"there are {len(areas)} scratch areas instead of memory nodes + 2", where)
+        )
     for number, area in enumerate(areas):
         what = f"scratch area {number} ({area.phys:#x}, {area.size:#x} bytes)"
         if area.phys % SCRATCH_ALIGN or area.size % SCRATCH_ALIGN:
@@ -234,7 +241,7 @@ def check_scratch(subject: Subject) -> list[Finding]:
         elif area.size and not reader.contains(area.phys, area.size):
             found.append(Finding("INV-1", f"{what} is not in RAM", area.phys))
     used = sorted((area.phys, area.end, number) for number, area in enumerate(areas) if area.size)
-    for (_, end, first), (start, _, second) in zip(used, used[1:], strict=False):
+    for (_, end, first), (start, _, second) in itertools.pairwise(used):
         if start < end:
             found.append(Finding("INV-1", f"scratch areas {first} and {second} overlap", start))
     return found
@@ -250,9 +257,9 @@ def check_low_scratch(subject: Subject) -> list[Finding]:
 
 def check_same_scratch(subject: Subject) -> list[Finding]:
     """INV-4: the list is that of the kernels before."""
-    if subject.old_scratch is None:
-        raise NotChecked("needs the scratch list of another kernel of the chain")
-    return _compare_scratch("INV-4", subject, subject.old_scratch)
+    if subject.earlier_scratch is None:
+        raise NotChecked("needs the scratch list of an earlier kernel of the chain")
+    return _compare_scratch("INV-4", subject, subject.earlier_scratch)
 
 
 def check_scratch_segment(subject: Subject) -> list[Finding]:
@@ -294,7 +301,11 @@ def check_fdt_page(subject: Subject) -> list[Finding]:
     entry = handover.location.kho_data
     if subject.moment != "J" and entry is not None and entry.fdt_addr != fdt_phys:
         found.append(
-            Finding("INV-5", f"setup_data says that the root FDT is at {entry.fdt_addr:#x}, not {fdt_phys:#x}", entry.phys)
+            Finding(
+                "INV-5",
+                f"setup_data says that the root FDT is at {entry.fdt_addr:#x}, not {fdt_phys:#x}",
+                entry.phys,
+            )
         )
     return found
 
@@ -363,7 +374,7 @@ def check_segments(subject: Subject) -> list[Finding]:
         if not any(a.phys <= segment.phys and segment.phys + segment.size <= a.end for a in areas):
             found.append(Finding("INV-28", f"the {segment.kind} is not inside a scratch area", segment.phys))
     order = sorted(subject.segments, key=lambda segment: segment.phys)
-    for first, second in zip(order, order[1:], strict=False):
+    for first, second in itertools.pairwise(order):
         if second.phys < first.phys + first.size:
             found.append(Finding("INV-28", f"the {first.kind} and the {second.kind} overlap", second.phys))
     return found
@@ -382,10 +393,14 @@ def check_setup_data(subject: Subject) -> list[Finding]:
     if entry.length != KHO_DATA.size:
         found.append(Finding("INV-31", f"the KHO entry has {entry.length} bytes of data", entry.phys))
     if entry.fdt_size != PAGE_SIZE:
-        found.append(Finding("INV-31", f"the KHO entry gives the root FDT {entry.fdt_size} bytes", entry.phys))
+        found.append(
+            Finding("INV-31", f"the KHO entry gives the root FDT {entry.fdt_size} bytes", entry.phys)
+        )
     count, rest = divmod(entry.scratch_size, SCRATCH_DTYPE.itemsize)
     if rest or count < SCRATCH_COUNT_MIN:
-        found.append(Finding("INV-31", f"the KHO entry gives the scratch list {entry.scratch_size} bytes", entry.phys))
+        found.append(
+            Finding("INV-31", f"the KHO entry gives the scratch list {entry.scratch_size} bytes", entry.phys)
+        )
     return found
 
 

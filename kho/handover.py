@@ -193,7 +193,9 @@ class Handover:
         """Claim one page that must be preserved as a block of its own."""
         return bool(self.own(owner, np.array([phys], dtype=np.uint64), 0, lost=lost, what=what)[0])
 
-    def own_range(self, owner: int, phys: int, size: int, *, lost: str, what: str, shared: bool = False) -> bool:
+    def own_range(
+        self, owner: int, phys: int, size: int, *, lost: str, what: str, shared: bool = False
+    ) -> bool:
         """Claim all blocks of a range that must be preserved completely."""
         start = phys - phys % PAGE_SIZE
         end = -(-(phys + size) // PAGE_SIZE) * PAGE_SIZE
@@ -227,7 +229,9 @@ class Handover:
             try:
                 decode(subtree)
             except KhoError as error:
-                self.findings.add("INV-7", f'the blob of "{name}" is malformed: {error.message}', subtree.phys)
+                self.findings.add(
+                    "INV-7", f'the blob of "{name}" is malformed: {error.message}', subtree.phys
+                )
 
     def _read_subtrees(self) -> None:
         where = self.fdt_phys
@@ -297,4 +301,5 @@ class Handover:
         area_order = test.descriptor.order
         for block in test.area.blocks.tolist():
             self.own_range(owner, block, PAGE_SIZE << area_order, lost="INV-12", what="the kho_test list")
-        self.own(owner, test.phys, test.order, lost="INV-12", what="a kho_test folio")
+        mine = self.own(owner, test.phys, test.order, lost="INV-12", what="a kho_test folio")
+        test.complete = bool(mine.all()) and not problems

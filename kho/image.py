@@ -114,7 +114,9 @@ def open_image(path: Path | str) -> Image:
     if head == struct.pack(">I", fdt.MAGIC) and len(data) <= BLOB_FILE_MAX:
         return Image(path, prefix + "fdt", blob=data.tobytes())
     if head[:4] == b"KDUM" or bytes(data[:8]) == b"makedump":
-        raise ImageError("kdump-compressed and makedumpfile images are not supported; save an ELF core", str(path))
+        raise ImageError(
+            "kdump-compressed and makedumpfile images are not supported; save an ELF core", str(path)
+        )
     return Image(path, prefix + "raw", memory=MappedMemory([(0, data)], extents))
 
 
@@ -190,7 +192,7 @@ def _unpack(data: Bytes, path: Path) -> tuple[Bytes, list[tuple[int, int]]]:
     extents: list[tuple[int, int]] = []
     decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_MAX)
     try:
-        with decompressor.stream_reader(memoryview(data), read_across_frames=True) as reader:
+        with decompressor.stream_reader(data.data, read_across_frames=True) as reader:
             while piece := _read_full(reader, UNPACK_STEP):
                 if size + len(piece) > room:
                     raise ImageError(f"the image unpacks to more than {room} bytes", str(path))

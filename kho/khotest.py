@@ -40,6 +40,8 @@ class KhoTest:
     area: Area | None = None
     phys: Words = field(default_factory=lambda: np.empty(0, dtype=np.uint64))
     order: Orders = field(default_factory=lambda: np.empty(0, dtype=np.uint8))
+    complete: bool = False
+    """Every folio is preserved and belongs to nobody else."""
 
     @property
     def bytes(self) -> int:
@@ -57,18 +59,21 @@ class KhoTest:
         order = words & np.uint64(PAGE_SIZE - 1)
         bad = np.flatnonzero(order > 51)
         self.order = np.minimum(order, 52).astype(np.uint8)
-        return [(f"folio {index} has an order of {int(order[index])}", int(words[index])) for index in bad[:16]]
+        return [
+            (f"folio {index} has an order of {int(order[index])}", int(words[index])) for index in bad[:16]
+        ]
 
-    def checksum(self, reader: Reader) -> int:
-        """The 32-bit ones' complement sum of all folios, which `csum` should be congruent to (mod 2^32 - 1).
+    def csum_ok(self, reader: Reader) -> bool | None:
+        """Whether the contents have the checksum; None when they are not complete.
 
-        Only for folios that are preserved and not claimed twice.
+        It is the 32-bit ones' complement sum of all folios, so equality is modulo 2^32 - 1.
         """
+        if not self.complete:
+            return None
         total = 0
         for start, size in runs(self.phys, np.uint64(PAGE_SIZE) << self.order.astype(np.uint64)):
-            data = np.ascontiguousarray(reader.read(start, size)).view("<u4")
-            total += int(data.sum(dtype=np.uint64))
-        return total % CSUM_MODULUS
+            total += int(np.ascontiguousarray(reader.read(start, size)).view("<u4").sum(dtype=np.uint64))
+        return (total - self.csum) % CSUM_MODULUS == 0
 
 
 def unpack(data: bytes) -> KhoTest:

@@ -105,7 +105,9 @@ def locate(
         in_place = [(chain, entry) for chain in chains for entry in chain.kho]
     else:
         chains = find_chains(reader) if search or fdt is None else []
-        in_place = [(chain, entry) for chain in chains for entry in chain.kho if _is_in_place(reader, chain, entry)]
+        in_place = [
+            (chain, entry) for chain in chains for entry in chain.kho if _is_in_place(reader, chain, entry)
+        ]
     rejected: list[str] = []
     found_by = "given"
     if fdt is None:
@@ -188,9 +190,13 @@ def _choose(reader: Reader, in_place: list[tuple[Chain, KhoData]], rejected: lis
     if not best:
         best = [candidate for candidate in candidates if candidate.phys in pointed]
     if len(best) != 1:
-        listed = ", ".join(f"{candidate.phys:#x} (count {candidate.kexec_count})" for candidate in best or candidates)
+        listed = ", ".join(
+            f"{candidate.phys:#x} (count {candidate.kexec_count})" for candidate in best or candidates
+        )
         raise Ambiguous(f"several handovers are in the image, choose one with --fdt: {listed}")
-    rejected += [f"{candidate.phys:#x}: older or not consistent" for candidate in candidates if candidate != best[0]]
+    rejected += [
+        f"{candidate.phys:#x}: older or not consistent" for candidate in candidates if candidate != best[0]
+    ]
     return best[0].phys, "setup_data" if best[0].phys in pointed else "search"
 
 

@@ -91,7 +91,11 @@ class PreservedSet:
         """The first parts of [start, end) that no preserved block has, as (start, end) pairs."""
         found: list[tuple[int, int]] = []
         at = start
-        index = int(np.searchsorted(self._reach, np.uint64(start), side="right")) if start < 1 << 64 else len(self)
+        index = (
+            int(np.searchsorted(self._reach, np.uint64(start), side="right"))
+            if start < 1 << 64
+            else len(self)
+        )
         while at < end and len(found) < count_max:
             if index >= len(self._start) or int(self._start[index]) >= end:
                 found.append((at, end))
@@ -164,7 +168,9 @@ class PreservedSet:
         """Claim one page that must be preserved as a block of its own."""
         return self.claim(owner, np.array([phys], dtype=np.uint64), 0)
 
-    def claim_range(self, owner: int, start: int, end: int, *, shared: bool = False) -> tuple[list[int], bool]:
+    def claim_range(
+        self, owner: int, start: int, end: int, *, shared: bool = False
+    ) -> tuple[list[int], bool]:
         """Claim every block that has a byte of [start, end).
 
         Returns the addresses of those that somebody has already (unless `shared`), and whether all of the range is

@@ -95,7 +95,9 @@ def read_tree(
             next_prefixes.append(table | column.astype(np.uint64))
             if sum(map(len, next_pointers)) > reader.ram_bytes // PAGE_SIZE + TABLE:
                 tree.complete = False
-                findings.add("INV-8", f"level {level - 1} has more nodes than RAM has pages", int(pointers[at]))
+                findings.add(
+                    "INV-8", f"level {level - 1} has more nodes than RAM has pages", int(pointers[at])
+                )
                 break
         pointers = np.concatenate(next_pointers) if next_pointers else _no_words()
         prefixes = np.concatenate(next_prefixes) if next_prefixes else _no_words()
@@ -234,6 +236,19 @@ def decode_keys(keys: Words) -> tuple[Words, Orders]:
 
 
 # --- writing --------------------------------------------------------------------------------------------------
+
+
+def decompose(phys: int, pages: int) -> list[tuple[int, int]]:
+    """The blocks (phys, order) that kho_preserve_pages makes of a range on one memory node: greedy and aligned."""
+    blocks = []
+    frame, end = phys >> PAGE_SHIFT, (phys >> PAGE_SHIFT) + pages
+    while frame < end:
+        order = (end - frame).bit_length() - 1
+        if frame:
+            order = min(order, (frame & -frame).bit_length() - 1)
+        blocks.append((frame << PAGE_SHIFT, order))
+        frame += 1 << order
+    return blocks
 
 
 def write_tree(

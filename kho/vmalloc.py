@@ -121,7 +121,11 @@ def read_area(reader: Reader, descriptor: Descriptor, total_pages: int) -> Area:
 
 
 def write_area(
-    memory: WritableMemory, allocate: Callable[[], int], blocks: list[int], order: int = 0, flags: int = VMALLOC_ALLOC
+    memory: WritableMemory,
+    allocate: Callable[[], int],
+    blocks: list[int],
+    order: int = 0,
+    flags: int = VMALLOC_ALLOC,
 ) -> tuple[Descriptor, list[int]]:
     """Write the chunks for `blocks`, as Linux does; returns the descriptor and the addresses of the chunks."""
     chunks = [allocate() for _ in range(len(blocks) // VMALLOC_CHUNK_SLOTS + 1)] if blocks else []

@@ -23,7 +23,6 @@ from kho.check import (
     Segment,
     Subject,
     Violation,
-    findings_of,
     guess_moment,
     run,
     table_of,
@@ -48,7 +47,7 @@ def _luo(subject: Subject) -> Luo:
     return luo
 
 
-def _understood(id: str, *, files: bool = False) -> Check:
+def _understood(id: str) -> Check:
     """Findings of an id, for state of the known version."""
 
     def check(subject: Subject) -> list[Finding]:
@@ -117,6 +116,7 @@ def check(
     segments: Sequence[Segment] | None = None,
     control_pages: Sequence[int] | None = None,
     old_scratch: Sequence[ScratchArea] | None = None,
+    earlier_scratch: Sequence[ScratchArea] | None = None,
     page_states: PageStates | None = None,
     received_number: int | None = None,
 ) -> Report:
@@ -127,7 +127,16 @@ def check(
     Luo.read(handover)
     if moment == "auto":
         moment = guess_moment(handover)
-    subject = Subject(handover, moment, segments, control_pages, old_scratch, page_states, received_number)
+    subject = Subject(
+        handover,
+        moment,
+        segments=segments,
+        control_pages=control_pages,
+        old_scratch=old_scratch,
+        earlier_scratch=earlier_scratch,
+        page_states=page_states,
+        received_number=received_number,
+    )
     return run(subject, TABLE)
 
 
@@ -208,7 +217,9 @@ def _compare_lists(before: Handover, after: Handover, moments: tuple[str, str], 
         report.violations.append(Violation(id, moments[1], message, after.location.scratch_phys))
 
 
-def _without(ranges: Sequence[tuple[int, int]], holes: Sequence[tuple[int, int]]) -> Iterable[tuple[int, int]]:
+def _without(
+    ranges: Sequence[tuple[int, int]], holes: Sequence[tuple[int, int]]
+) -> Iterable[tuple[int, int]]:
     for start, end in ranges:
         at = start
         for low, high in holes:

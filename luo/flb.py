@@ -54,7 +54,9 @@ def read_page(handover: Handover, phys: int) -> FlbPage | None:
         raw, handle, users = FLB.unpack_from(data, at)
         name, nul, _ = raw.partition(b"\0")
         if not nul or not name:
-            findings.add("INV-21", f"the name of FLB {number} is {'empty' if nul else 'without end'}", phys + at)
+            findings.add(
+                "INV-21", f"the name of FLB {number} is {'empty' if nul else 'without end'}", phys + at
+            )
         elif name in names:
             findings.add("INV-21", f"the name of FLB {number} is there twice", phys + at)
         if users == 0:

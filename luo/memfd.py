@@ -53,7 +53,9 @@ class Memfd:
     def contents(self, reader: Reader) -> Iterator[NDArray[np.uint8]]:
         """The contents up to the size, in pieces; only for a complete file."""
         left = self.size
-        for start, length in runs(self.folio_phys, np.uint64(PAGE_SIZE) << self.folio_order.astype(np.uint64)):
+        for start, length in runs(
+            self.folio_phys, np.uint64(PAGE_SIZE) << self.folio_order.astype(np.uint64)
+        ):
             take = min(left, length)
             if take:
                 yield reader.read(start, take)
@@ -65,7 +67,7 @@ class Memfd:
             return None
         digest = hashlib.sha256()
         for piece in self.contents(reader):
-            digest.update(memoryview(np.ascontiguousarray(piece)))
+            digest.update(np.ascontiguousarray(piece).data)
         return digest.hexdigest()
 
 
@@ -74,16 +76,22 @@ def read_memfd(handover: Handover, phys: int, owner: int) -> Memfd | None:
     findings = handover.findings
     reader = handover.reader
     if not phys or phys % PAGE_SIZE or not reader.contains(phys, PAGE_SIZE):
-        findings.add("INV-20", f"the data handle {phys:#x} of a memfd is not the address of a page in RAM", phys)
-        return None
-    own_block = handover.preserved.has(phys) or handover.preserved.covers(phys, phys + PAGE_SIZE)
-    lost = "INV-23" if own_block else "INV-20"
-    before = findings.counts["INV-12"]
-    handover.own_page(owner, phys, lost=lost, what="the memfd record")
-    if findings.counts["INV-12"] > before:
+        findings.add(
+            "INV-20", f"the data handle {phys:#x} of a memfd is not the address of a page in RAM", phys
+        )
         return None
     pos, size, seals, flags, nr_folios, descriptor = MEMFD.unpack(reader.bytes(phys, MEMFD.size))
     memfd = Memfd(phys, pos, size, seals, flags, nr_folios, Descriptor.unpack(descriptor))
+    if not handover.preserved.touched(np.array([phys], dtype=np.uint64))[0] and not _plausible(
+        handover, memfd
+    ):
+        # nothing preserved and no record either: it is the handle that is wrong
+        handover.lost("INV-20", "the data handle of a memfd does not point to preserved memory", phys)
+        return None
+    before = findings.counts["INV-12"]
+    handover.own_page(owner, phys, lost="INV-23", what="the memfd record")
+    if findings.counts["INV-12"] > before:
+        return None
     if flags:
         findings.add("INV-23", f"the memfd record has the flags {flags:#x}, none is known", phys)
     if seals & ~SEALS_ALL:
@@ -99,6 +107,16 @@ def read_memfd(handover: Handover, phys: int, owner: int) -> Memfd | None:
     if _read_array(handover, memfd, owner):
         _read_folios(handover, memfd, owner)
     return memfd
+
+
+def _plausible(handover: Handover, memfd: Memfd) -> bool:
+    """Whether memory that is not preserved looks like a record nevertheless."""
+    pages = -(-memfd.nr_folios * FOLIO_SIZE // PAGE_SIZE)
+    return (
+        memfd.size > 0
+        and memfd.descriptor.total_pages == pages > 0
+        and handover.preserved.has(memfd.descriptor.first & -PAGE_SIZE)
+    )
 
 
 def _read_array(handover: Handover, memfd: Memfd, owner: int) -> bool:
@@ -127,12 +145,18 @@ def _read_folios(handover: Handover, memfd: Memfd, owner: int) -> None:
     memfd.folio_index = entries["index"].astype(np.uint64)
     memfd.folio_order = _orders(handover, memfd)
     good = _report(handover, memfd, memfd.folio_phys == 0, "the folio entry is a hole: its contents are lost")
-    good &= _report(handover, memfd, memfd.folio_flags != FOLIO_FLAGS, "the folio entry has other flags than 3")
+    good &= _report(
+        handover, memfd, memfd.folio_flags != FOLIO_FLAGS, "the folio entry has other flags than 3"
+    )
     if not handover.tree_is_whole:
         return  # the orders are not known, so neither is where the next folio has to be
     present = memfd.folio_phys != 0
     mine = handover.own(
-        owner, memfd.folio_phys[present], memfd.folio_order[present], lost="INV-24", what="a folio of the memfd"
+        owner,
+        memfd.folio_phys[present],
+        memfd.folio_order[present],
+        lost="INV-24",
+        what="a folio of the memfd",
     )
     good &= bool(mine.all()) and bool(present.all())
     known = memfd.folio_order >= 0
@@ -195,7 +219,9 @@ def pack_folios(phys: Words, order: Orders) -> bytes:
     return entries.tobytes()
 
 
-def pack_record(pos: int, size: int, seals: int, nr_folios: int, descriptor: Descriptor, flags: int = 0) -> bytes:
+def pack_record(
+    pos: int, size: int, seals: int, nr_folios: int, descriptor: Descriptor, flags: int = 0
+) -> bytes:
     """The 48-byte record."""
     return MEMFD.pack(pos, size, seals, flags, nr_folios, descriptor.pack())
 

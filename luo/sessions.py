@@ -83,7 +83,9 @@ def _read_files(handover: Handover, session: Session, taken: dict[int, str]) -> 
         handover.own_page(owner, page.phys, lost="INV-12", what="a file block")
     entries = chain.entries
     if chain.complete and len(entries) != session.count and session.count:
-        findings.add("INV-20", f"{label} counts {session.count} files, its chain has {len(entries)}", session.phys)
+        findings.add(
+            "INV-20", f"{label} counts {session.count} files, its chain has {len(entries)}", session.phys
+        )
     tokens: set[int] = set()
     for phys, entry in entries:
         raw, data, token = FILE.unpack(entry)
@@ -103,7 +105,12 @@ def _read_files(handover: Handover, session: Session, taken: dict[int, str]) -> 
 
 
 def _report(handover: Handover, chain: BlockChain, *, links: str, counts: str, lost: str, what: str) -> None:
-    groups = ((links, chain.bad_links), (counts, chain.bad_counts), (lost, chain.lost), ("INV-12", chain.foreign))
+    groups = (
+        (links, chain.bad_links),
+        (counts, chain.bad_counts),
+        (lost, chain.lost),
+        ("INV-12", chain.foreign),
+    )
     for id, found in groups:
         for message, phys in found:
             handover.findings.add(id, f"{what}: {message}", phys)
@@ -133,6 +140,8 @@ def write_files(memory: WritableMemory, allocate: Callable[[], int], entries: Se
     return block.write_chain(memory, allocate, entries, FILE.size)
 
 
-def write_sessions(memory: WritableMemory, allocate: Callable[[], int], entries: Sequence[bytes]) -> list[int]:
+def write_sessions(
+    memory: WritableMemory, allocate: Callable[[], int], entries: Sequence[bytes]
+) -> list[int]:
     """Write a chain of packed sessions; the addresses of its blocks, the head first."""
     return block.write_chain(memory, allocate, entries, SESSION.size)

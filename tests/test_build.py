@@ -16,12 +16,15 @@ from kernels import BIN_DIR, binary, build
 ROOT = build.project_root()
 
 
-def copy_sources(to: Path) -> Path:
-    """The C sources, in a project of their own that shares the compiler's cache (it holds libraries only)."""
+def copy_sources(of: Path, to: Path, *, share_cache: bool = True) -> Path:
+    """The C sources in a project of their own. With the compiler's cache, or musl is compiled again."""
     for directory in ("emu/native", "kernels/user", "kernels/selftest"):
-        if (ROOT / directory).is_dir():
-            ignore = shutil.ignore_patterns("*.so", "__pycache__")
-            shutil.copytree(ROOT / directory, to / directory, ignore=ignore)
+        ignore = shutil.ignore_patterns("*.so", "__pycache__")
+        shutil.copytree(of / directory, to / directory, ignore=ignore)
+    (to / "build").mkdir()
+    if share_cache:
+        (ROOT / "build/zig-cache").mkdir(parents=True, exist_ok=True)
+        (to / "build/zig-cache").symlink_to(ROOT / "build/zig-cache")
     return to
 
 
@@ -42,16 +45,16 @@ TARGET = build.Target("demo", "out/demo.elf", ("*.c",), ("*.h",), (*build.BARE_M
 
 
 def test_binaries_do_not_depend_on_the_directory(tmp_path: Path) -> None:
-    """Compiled afresh in a directory with another name, a space in it: the same as this tree's."""
-    there = copy_sources(tmp_path / "another place")
-    (there / "build").mkdir()
-    (there / "build/zig-cache").symlink_to(ROOT / "build/zig-cache")  # or musl is compiled again
-    assert digests(there) == digests(ROOT)
+    """In directories of different names and depths, one with a space in it."""
+    here = copy_sources(ROOT, tmp_path / "here")
+    there = copy_sources(here, tmp_path / "another place" / "deeper")
+    assert digests(there) == digests(here)
 
 
 @pytest.mark.campaign
 def test_binaries_do_not_depend_on_the_compilers_cache(tmp_path: Path) -> None:
-    assert digests(copy_sources(tmp_path / "fresh")) == digests(ROOT)
+    here = copy_sources(ROOT, tmp_path / "here")
+    assert digests(copy_sources(here, tmp_path / "fresh", share_cache=False)) == digests(here)
 
 
 def test_debug_information_names_no_place(project: Path) -> None:

@@ -36,7 +36,7 @@ DEFAULT_EPOCH = 1_795_000_000
 """Seconds since 1970 at tick 0, unless the machine description says otherwise: 2026-11-18 12:26:40 UTC."""
 
 _DAY_SECONDS = 86_400
-_HALF_CRYSTAL_HZ = 32_768
+_CRYSTAL_HZ = 32_768
 
 
 @dataclass
@@ -158,16 +158,14 @@ class Rtc(Device):
     def _write_a(self, value: int, now: int) -> None:
         """Rate select and the divider, which can be held in reset (data sheet, "Divider control")."""
         s = self.s
-        was_held = self._divider_held()
-        if not was_held and not s.b & B_SET:
+        was_stopped, was_held = self._stopped(), self._divider_held()
+        if not was_stopped and value & 0x60 == 0x60:
             self._store_time(now)
         s.a = value
-        held = self._divider_held()
-        if was_held and not held:
-            s.base_second += (s.seen - s.base_tick) // SECOND
+        if was_held and not self._divider_held():
             s.base_tick = now - SECOND // 2  # the first update comes half a second after the release
-        if was_held != held and not s.b & B_SET and not held:
-            self._set_time(now)
+            if not s.b & B_SET:
+                self._set_time(now)
 
     def _write_b(self, value: int, now: int) -> None:
         s = self.s
@@ -251,7 +249,7 @@ class Rtc(Device):
 
     # --- interrupts -------------------------------------------------------------------------------------------
 
-    def _period_half_clocks(self) -> int:
+    def _period_pulses(self) -> int:
         """Periodic rate in pulses of 32.768 kHz, or 0 for none (data sheet table 5, time base 32.768 kHz)."""
         rate = self.s.a & 15
         if not rate or self._divider_held():
@@ -262,7 +260,7 @@ class Rtc(Device):
         """Set the flags of what happened in (seen, now]."""
         s = self.s
         since, s.seen = s.seen, now
-        pulses = self._period_half_clocks()
+        pulses = self._period_pulses()
         if pulses and self._pulses(now) // pulses != self._pulses(since) // pulses:
             s.flags |= C_PF
         if not self._stopped():
@@ -274,7 +272,7 @@ class Rtc(Device):
                     s.flags |= C_AF
 
     def _pulses(self, now: int) -> int:
-        return (now - self.s.base_tick) * _HALF_CRYSTAL_HZ // SECOND
+        return (now - self.s.base_tick) * _CRYSTAL_HZ // SECOND
 
     def _next_alarm(self, after: int) -> int | None:
         """First second later than ``after`` that matches the alarm cells; 0xC0 and above match anything."""
@@ -293,10 +291,7 @@ class Rtc(Device):
             elif want_minute >= 0 and rest // 60 % 60 != want_minute:
                 at += 60 - rest % 60
             elif want_second >= 0 and rest % 60 != want_second:
-                at += 1 if rest % 60 > want_second else want_second - rest % 60
-                # past the wanted second: step to the next minute through the shortest way
-                if rest % 60 > want_second:
-                    at += 59 - rest % 60
+                at += (want_second - rest) % 60
             else:
                 return at
         return None
@@ -315,10 +310,10 @@ class Rtc(Device):
         wake = None
         if not level:  # while the line is up, nothing can change it but a read of register C
             candidates = []
-            pulses = self._period_half_clocks()
+            pulses = self._period_pulses()
             if s.b & B_PIE and pulses:
                 following = (self._pulses(now) // pulses + 1) * pulses
-                candidates.append(s.base_tick - (-following * SECOND // _HALF_CRYSTAL_HZ))
+                candidates.append(s.base_tick - (-following * SECOND // _CRYSTAL_HZ))
             if not self._stopped():
                 alarm = self._next_alarm(self._second(now)) if s.b & B_AIE else None
                 second = self._second(now) + 1 if s.b & B_UIE else alarm

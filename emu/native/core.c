@@ -181,6 +181,7 @@ static NOINLINE bool slow_path(struct core *c, u64 pc, u32 insns) {
         c->nmi = 0;
         c->interrupts++;
         c->env->hflags2 |= 4;
+        user_left(c);
         relimit(c);
         c->tb = NULL, c->tb_insns = 0;
         real.do_interrupt_x86_hardirq(c->env, 2, 1);
@@ -191,6 +192,7 @@ static NOINLINE bool slow_path(struct core *c, u64 pc, u32 insns) {
         relimit(c);
         if (vector >= 0) {
             c->interrupts++;
+            user_left(c);
             c->tb = NULL, c->tb_insns = 0;
             real.do_interrupt_x86_hardirq(c->env, vector, 1);
             restart(c);
@@ -286,6 +288,7 @@ static void account_exception(struct core *c, u32 vector) {
             c->tb_insns++;
         }
     }
+    user_left(c);
     c->last_vector = vector;
     c->last_error = ENV_AT(c, u32, ENV_ERROR_CODE);
     c->last_rip = c->env->eip;
@@ -387,7 +390,7 @@ EXPORT void *core_new(void *uc, void *cpu, void *tcg, struct clock *clock, struc
     c->clock = clock;
     c->ram = ram;
     c->cb = *cb;
-    c->end = c->limit = c->flush_at = c->flush_grid = NEVER;
+    c->end = c->limit = c->flush_at = c->flush_grid = c->user_entered = NEVER;
     c->store_addr = c->last_page = c->probed_at = NEVER;
     u32 slot = 0;
     while (slot < core_count && cores[slot]) slot++;

@@ -161,6 +161,7 @@ struct callbacks {
     u64 (*cr8_read)(u64 now);
     void (*cr8_write)(u64 value, u64 now);
     int (*probe)(u64 pc, u64 now); /* nonzero: stop before the instruction */
+    void (*user)(u64 now);         /* user mode is entered, if core->watch_user */
 };
 
 struct cpuid_row {
@@ -191,6 +192,9 @@ struct core {
     u64 translations, splits, tlb_walks, tlb_refills, tlb_flushes, code_writes, jit_flushes;
     u64 exceptions_by_vector[32];
     u64 last_vector, last_error, last_rip, last_cr2; /* the last exception delivered */
+    u64 user_left;    /* tick at which user mode was last left */
+    u64 user_entered; /* tick at which it was first entered since the host wrote NEVER here */
+    u64 watch_user;   /* call back at the next entry to user mode */
     /* Private. */
     struct clock *clock;
     struct ram *ram;
@@ -254,6 +258,10 @@ struct core {
     F(void, helper_outb, (void *, u32, u32))                                                       \
     F(void, helper_outw, (void *, u32, u32))                                                       \
     F(void, helper_outl, (void *, u32, u32))                                                       \
+    F(void, helper_sysret, (void *, int))                                                          \
+    F(void, helper_iret_protected, (void *, int, int))                                             \
+    F(void, helper_lret_protected, (void *, int, int))                                             \
+    F(void, helper_sysexit, (void *, int))                                                         \
     F(void, helper_syscall, (void *, int))                                                         \
     F(void, helper_pause, (void *, int))                                                           \
     F(void, helper_rdpmc, (void *))                                                                \
@@ -305,6 +313,9 @@ static inline struct core *core_of_env(void *env) {
 void relimit(struct core *c);
 void uncharge(struct core *c);
 u64 now_at_eip(struct core *c);
+static inline void user_left(struct core *c) {
+    if ((c->env->hflags & 3) == 3) c->user_left = c->clock->ticks;
+}
 int insn_index_of_host(struct tb *tb, uintptr_t ra);
 void forget_blocks(struct core *c);
 /* memory.c */

@@ -232,6 +232,8 @@ EXPORT void helper_write_crN_x86_64(void *env, int reg, u64 value) {
         relimit(c);
         return;
     }
+    /* The original would look for its own caller when it exits to a hypervisor. */
+    if (c) real.cpu_svm_check_intercept_param(env, 0x10 + (u32)reg, 0, ra);
     real.helper_write_crN(env, reg, value);
 }
 
@@ -242,6 +244,7 @@ EXPORT u64 helper_read_crN_x86_64(void *env, int reg) {
         real.cpu_svm_check_intercept_param(env, 8, 0, ra);
         return c->cb.cr8_read(now_at_host(c, ra));
     }
+    if (c) real.cpu_svm_check_intercept_param(env, (u32)reg, 0, ra);
     return real.helper_read_crN(env, reg);
 }
 
@@ -265,6 +268,7 @@ EXPORT void helper_syscall_x86_64(void *env_, int insn_size) {
     struct env *env = c->env;
     if (!(ENV_AT(c, u64, ENV_EFER) & 1)) real.raise_exception_err_ra(env, 6, 0, ra);
     c->syscalls++;
+    user_left(c);
     u64 star = ENV_AT(c, u64, ENV_STAR);
     u32 selector = (u32)(star >> 32) & 0xfffc;
     u64 flags = real.helper_read_eflags(env);
@@ -286,6 +290,30 @@ EXPORT void helper_syscall_x86_64(void *env_, int insn_size) {
     env->segs[1] = code;
     env->segs[2] = stack;
 }
+
+/* Returns to user mode are always the last instruction of their block: the clock is exact. */
+static void returned(struct core *c, u32 cpl_before) {
+    if ((c->env->hflags & 3) != 3 || cpl_before == 3) return;
+    if (c->user_entered == NEVER) c->user_entered = c->clock->ticks;
+    if (c->watch_user) {
+        c->cb.user(c->clock->ticks);
+        relimit(c);
+    }
+}
+
+#define RETURN(name, params, args)                                                                 \
+    EXPORT void name##_x86_64 params {                                                             \
+        uintptr_t ra = RA;                                                                         \
+        struct core *c = core_of_env(env);                                                         \
+        u32 cpl = c ? c->env->hflags & 3 : 3;                                                      \
+        if (c) real.cpu_restore_state(c->cpu, ra, true); /* it may fault, and looks at its caller */ \
+        real.name args;                                                                            \
+        if (c) returned(c, cpl);                                                                   \
+    }
+RETURN(helper_sysret, (void *env, int size), (env, size))
+RETURN(helper_sysexit, (void *env, int size), (env, size))
+RETURN(helper_iret_protected, (void *env, int shift, int next), (env, shift, next))
+RETURN(helper_lret_protected, (void *env, int shift, int add), (env, shift, add))
 
 /* The engine leaves its main loop for every PAUSE; going on with the next block is enough. */
 EXPORT void helper_pause_x86_64(void *env, int insn_size) {

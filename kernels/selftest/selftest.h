@@ -85,6 +85,7 @@ void irq_none(struct frame *f);          /* a handler that does nothing: no EOI 
 
 void trap_init(void);
 void set_gate(unsigned vector, void *handler, unsigned dpl, unsigned ist);
+void clear_gate(unsigned vector);       /* not present */
 void set_ist(unsigned ist, void *top);
 void load_idt(unsigned bytes);           /* limit of the IDT, in bytes; 4096 is all of it */
 _Noreturn void power_off(void);

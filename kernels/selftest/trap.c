@@ -109,6 +109,8 @@ void set_gate(unsigned vector, void *handler, unsigned dpl, unsigned ist) {
   idt[2 * vector + 1] = a >> 32;
 }
 
+void clear_gate(unsigned vector) { idt[2 * vector] &= ~(1UL << 47); }
+
 void set_ist(unsigned ist, void *top) {
   uint64_t a = (uint64_t)top;
   memcpy(tss + 36 + 8 * (ist - 1), &a, 8);

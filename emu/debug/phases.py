@@ -1,0 +1,284 @@
+"""Phases of a live update, observed from function entries without changing the run.
+
+A phase begins at the entry of a function that its kernel's symbols name, and lasts until the next
+one begins or the CPU returns to user mode. Names and numbers are those of the project's table of
+phases (docs/phases.md): P1 cold-boot to P22 steady, and `userspace` for everything else. A run is
+partitioned: every instruction is in exactly one record.
+
+The moments at which a handover is examined: J, entry of `machine_kexec` in the old kernel; K, entry
+of `kho_memory_init` in the new one; F, after `memblock_free_all` there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from emu.debug.symbols import Symbols
+from emu.machine import Machine
+
+NAMES = {
+    "P1": "cold-boot",
+    "P2": "kho-init",
+    "P3": "luo-init",
+    "P4": "open",
+    "P5": "create-session",
+    "P6": "preserve",
+    "P7": "load",
+    "P8": "reboot",
+    "P9": "serialize",
+    "P10": "shutdown",
+    "P11": "jump",
+    "P12": "decompress",
+    "P13": "populate",
+    "P14": "scratch-only",
+    "P15": "adopt",
+    "P16": "luo-early",
+    "P17": "ready",
+    "P18": "deserialize",
+    "P19": "retrieve-session",
+    "P20": "retrieve-file",
+    "P21": "finish",
+    "P22": "steady",
+    "userspace": "userspace",
+}
+IDS = {name: id for id, name in NAMES.items()}
+
+# Function -> phase. `None` for the first or later generations means: not a phase there.
+_ENTRIES: dict[str, tuple[str | None, str | None]] = {
+    # function: (phase in the first kernel, phase in one started by kexec)
+    "kho_init": ("P2", "P17"),
+    "luo_late_startup": ("P3", None),
+    "luo_open": ("P4", "P4"),
+    "luo_session_create": ("P5", "P5"),
+    "luo_preserve_file": ("P6", "P6"),
+    "__x64_sys_kexec_file_load": ("P7", "P7"),
+    "kernel_kexec": ("P8", "P8"),
+    "luo_session_serialize": ("P9", "P9"),
+    "kernel_restart_prepare": ("P10", "P10"),
+    "machine_kexec": ("P11", "P11"),
+    "kho_populate": (None, "P13"),
+    "e820__memblock_setup": (None, "P14"),
+    "kho_memory_init": (None, "P15"),
+    "liveupdate_early_init": (None, "P16"),
+    "luo_session_deserialize": (None, "P18"),
+    "luo_session_retrieve": (None, "P19"),
+    "luo_retrieve_file": (None, "P20"),
+    "luo_file_finish": (None, "P21"),
+}
+_AFTER_FREE = ("mem_init", "kmem_cache_init")
+"""Called right after memblock_free_all: the first one that the kernel has marks moment F."""
+
+
+@dataclass
+class Record:
+    """One stretch of the run: ``start`` is the tick; instructions and ticks it took."""
+
+    id: str
+    kernel: str
+    generation: int
+    start: int
+    first_instruction: int
+    instructions: int = 0
+    ticks: int = 0
+
+    @property
+    def name(self) -> str:
+        return NAMES[self.id]
+
+    def plain(self) -> dict[str, object]:
+        return {
+            "id": self.id,
+            "name": self.name,
+            "kernel": self.kernel,
+            "generation": self.generation,
+            "start": self.start,
+            "instructions": self.instructions,
+            "ticks": self.ticks,
+        }
+
+
+@dataclass
+class Jump:
+    """What is known of one kexec."""
+
+    generation: int
+    """of the kernel that was left"""
+    user_left: int = 0
+    user_entered: int = 0
+    idle_before: int = 0
+    blackout_instructions: int = 0
+    blackout_ticks: int = 0
+
+
+Moment = Callable[[Machine, str, int], None]
+"""``handler(machine, moment, generation)`` at "J", "K", "F" or a phase id, with the machine stopped
+before the instruction."""
+
+
+@dataclass
+class PhaseObserver:
+    """Follows a machine through its phases.
+
+    ``symbols`` of generation n is ``symbols[min(n, last)]``; a kernel without symbols is one long
+    phase, and its update is seen by nothing but its output.
+    """
+
+    machine: Machine
+    symbols: list[Symbols | None]
+    on_moment: Moment | None = None
+    on_phase: Callable[[Record], None] | None = None
+    records: list[Record] = field(default_factory=list)
+    jumps: list[Jump] = field(default_factory=list)
+    generation: int = 0
+    _installed: list[tuple[int, Callable[[Machine, int], bool | None]]] = field(default_factory=list)
+    _populated: bool = False
+    _deserialized: bool = False
+    _finished: bool = False
+    _user: str = "userspace"
+    _awaiting_user: bool = False
+    _skipped: int = 0
+
+    def __post_init__(self) -> None:
+        self._begin("P1")
+        self._install()
+        self.machine.watch_user(self._entered_user)
+
+    # ---- probes --------------------------------------------------------------------------------
+
+    def _current(self) -> Symbols | None:
+        return self.symbols[min(self.generation, len(self.symbols) - 1)] if self.symbols else None
+
+    def _install(self) -> None:
+        for address, handler in self._installed:
+            self.machine.unprobe(address, handler)
+        self._installed = []
+        symbols = self._current()
+        if symbols is None:
+            return
+        for name, phases in _ENTRIES.items():
+            address = symbols.address(name)
+            if address is None:
+                continue
+            self._add(address, self._entry(name, phases))
+        for name in _AFTER_FREE:
+            address = symbols.address(name)
+            if address is not None:
+                self._add(address, self._after_free)
+                break
+
+    def _add(self, address: int, handler: Callable[[Machine, int], bool | None]) -> None:
+        self.machine.probe(address, handler)
+        self._installed.append((address, handler))
+
+    def _entry(
+        self, name: str, phases: tuple[str | None, str | None]
+    ) -> Callable[[Machine, int], bool | None]:
+        def entered(machine: Machine, address: int) -> None:
+            phase = phases[1 if self.generation else 0]
+            if name == "machine_kexec":
+                self._jump(machine)
+                return
+            if name == "kho_populate":
+                self._populated = True
+            if name == "kho_memory_init":
+                if self.generation and self.on_moment is not None:
+                    self.on_moment(machine, "K", self.generation)
+                if not self._populated:
+                    phase = "P1"  # nothing was handed over: a cold boot after all
+            if name == "e820__memblock_setup" and not self._populated:
+                phase = None
+            if name == "luo_session_deserialize":
+                if self._deserialized:
+                    return
+                self._deserialized = True
+            if name == "luo_file_finish":
+                self._finished = True
+            if phase is not None:
+                self._begin(phase)
+
+        return entered
+
+    def _after_free(self, machine: Machine, address: int) -> None:
+        if self.generation and self.on_moment is not None:
+            self.on_moment(machine, "F", self.generation)
+
+    def _jump(self, machine: Machine) -> None:
+        self._begin("P11")
+        if self.on_moment is not None:
+            self.on_moment(machine, "J", self.generation)
+        header = machine.cpus[0].header
+        self.jumps.append(
+            Jump(self.generation, int(header.user_left), idle_before=machine.ticks - machine.instructions)
+        )
+        header.user_entered = (1 << 64) - 1
+        self._awaiting_user = True
+        self.generation += 1
+        self._populated = self._deserialized = self._finished = False
+        self._user = "userspace"
+        self._install()
+        machine.watch_user(self._entered_user)
+
+    def next_entry(self, address: int) -> None:
+        """The next kernel's first instruction will be at this physical (identity mapped) address."""
+
+        def entered(machine: Machine, at: int) -> None:
+            if self.records[-1].id == "P11":
+                self._begin("P12")
+
+        self._add(address, entered)
+
+    # ---- records -------------------------------------------------------------------------------
+
+    def _entered_user(self, machine: Machine) -> None:
+        if self._awaiting_user:
+            self._awaiting_user = False
+            jump = self.jumps[-1]
+            jump.user_entered = int(machine.cpus[0].header.user_entered)
+            jump.blackout_ticks = jump.user_entered - jump.user_left
+            idle = machine.ticks - machine.instructions - jump.idle_before
+            jump.blackout_instructions = jump.blackout_ticks - idle
+        if self._finished:
+            self._user = "P22"
+        # The instruction that enters user mode is still the kernel's.
+        machine.watch_user(None)
+        self._begin(self._user)
+
+    def _begin(self, phase: str) -> None:
+        m = self.machine
+        if self.records:
+            last = self.records[-1]
+            self._close(last)
+            if last.id == phase and last.generation == self.generation:
+                if phase not in ("userspace", "P22"):
+                    m.watch_user(self._entered_user)
+                return
+            if not last.ticks:
+                self.records.pop()
+        kernel = "new" if self.generation else "old"
+        record = Record(phase, kernel, self.generation, m.ticks, m.instructions)
+        if self.records and (self.records[-1].id, self.records[-1].generation) == (phase, self.generation):
+            record = self.records[-1]
+        else:
+            self.records.append(record)
+        if phase not in ("userspace", "P22"):
+            m.watch_user(self._entered_user)
+        if self.on_phase is not None:
+            self.on_phase(record)
+        if self.on_moment is not None:
+            self.on_moment(m, phase, self.generation)
+
+    def _close(self, record: Record) -> None:
+        record.ticks = self.machine.ticks - record.start
+        record.instructions = self.machine.instructions - record.first_instruction
+
+    def finish(self) -> None:
+        """The run is over: close the last record."""
+        self._close(self.records[-1])
+        if not self.records[-1].ticks and len(self.records) > 1:
+            self.records.pop()
+
+    @property
+    def phase(self) -> str:
+        """Name of the phase that the machine is in."""
+        return self.records[-1].name

@@ -1,0 +1,132 @@
+"""Names for addresses: System.map, ELF symbol tables, and DWARF lines where there are any.
+
+Reads files only; knows no machine.
+"""
+
+from __future__ import annotations
+
+import bisect
+import re
+from functools import cached_property
+from pathlib import Path
+
+from elftools.common.exceptions import DWARFError, ELFError, ELFParseError
+from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
+
+from emu.errors import ImageError
+
+_LINE = re.compile(r"([0-9a-fA-F]+) (\S) (\S+)")
+
+
+class Symbols:
+    """Addresses by name and names by address of one kernel image."""
+
+    def __init__(self, table: dict[str, int], source: Path | None = None) -> None:
+        self._table = table
+        self._source = source
+        pairs = sorted((a, n) for n, a in table.items() if a)
+        self._addresses = [a for a, _ in pairs]
+        self._names = [n for _, n in pairs]
+
+    @classmethod
+    def read(cls, path: Path) -> Symbols:
+        """Symbols of a System.map or an ELF file. Raises ImageError."""
+        try:
+            data = path.read_bytes()
+        except OSError as e:
+            raise ImageError(f"cannot be read: {e.strerror}", str(path)) from None
+        if data[:4] == b"\x7fELF":
+            return cls._read_elf(path)
+        table: dict[str, int] = {}
+        for number, line in enumerate(data.decode("latin-1").splitlines(), 1):
+            match = _LINE.fullmatch(line.strip())
+            if match is None:
+                raise ImageError(
+                    f"line {number} is not 'ADDRESS TYPE NAME': not a System.map or ELF file", str(path)
+                )
+            table.setdefault(match[3], int(match[1], 16))
+        return cls(table)
+
+    @classmethod
+    def _read_elf(cls, path: Path) -> Symbols:
+        table: dict[str, int] = {}
+        try:
+            with path.open("rb") as f:
+                for section in ELFFile(f).iter_sections():
+                    if isinstance(section, SymbolTableSection):
+                        for symbol in section.iter_symbols():
+                            if symbol.name and symbol["st_shndx"] != "SHN_UNDEF":
+                                table.setdefault(symbol.name, int(symbol["st_value"]))
+        except (ELFError, ELFParseError, OSError, ValueError, KeyError) as e:
+            raise ImageError(f"malformed ELF file: {e}", str(path)) from None
+        return cls(table, path)
+
+    @classmethod
+    def beside(cls, kernel: Path) -> Symbols | None:
+        """Symbols that lie with a kernel image: itself if it is an ELF file, else System.map or vmlinux
+        in its directory; None if there are none."""
+        try:
+            with kernel.open("rb") as f:
+                if f.read(4) == b"\x7fELF":
+                    return cls.read(kernel)
+        except OSError:
+            return None
+        for name in (f"System.map-{kernel.name}", "System.map", "vmlinux"):
+            candidate = kernel.with_name(name)
+            if candidate.is_file():
+                return cls.read(candidate)
+        return None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._table
+
+    def address(self, name: str) -> int | None:
+        return self._table.get(name)
+
+    def describe(self, address: int) -> str:
+        """``name+0x12`` for an address, or the bare address where no symbol is near."""
+        i = bisect.bisect_right(self._addresses, address) - 1
+        if i < 0 or address - self._addresses[i] > 1 << 20:
+            return f"{address:#x}"
+        offset = address - self._addresses[i]
+        return f"{self._names[i]}+{offset:#x}" if offset else self._names[i]
+
+    @cached_property
+    def _lines(self) -> list[tuple[int, str]]:
+        if self._source is None:
+            return []
+        out: list[tuple[int, str]] = []
+        try:
+            with self._source.open("rb") as f:
+                elf = ELFFile(f)
+                if not elf.has_dwarf_info():
+                    return []
+                dwarf = elf.get_dwarf_info()
+                for unit in dwarf.iter_CUs():
+                    program = dwarf.line_program_for_CU(unit)
+                    if program is None:
+                        continue
+                    files = program["file_entry"]
+                    first = 0 if program["version"] >= 5 else 1
+                    for entry in program.get_entries():
+                        state = entry.state
+                        if state is None:
+                            continue
+                        if state.end_sequence:
+                            out.append((state.address, ""))
+                            continue
+                        index = state.file - first
+                        name = (
+                            files[index].name.decode("utf-8", "replace") if 0 <= index < len(files) else "?"
+                        )
+                        out.append((state.address, f"{name}:{state.line}"))
+        except (ELFError, DWARFError, OSError, KeyError, IndexError, ValueError):
+            return []  # without lines, addresses and names still help
+        out.sort(key=lambda pair: pair[0])
+        return out
+
+    def line(self, address: int) -> str:
+        """``file.c:12`` of an address, or an empty string."""
+        i = bisect.bisect_right(self._lines, address, key=lambda pair: pair[0]) - 1
+        return self._lines[i][1] if i >= 0 else ""

@@ -1,0 +1,537 @@
+"""One live update, from boot to verified finish: what `luemu run` does.
+
+Builds the initramfs, boots the old kernel, follows the phases, examines every handover from the
+host at the moments J, K and F, and gives the verdict. The verdict never rests on what the guest
+says alone: a run is `ok` only if every program exited 0 *and* the host read every handover, found
+no invariant broken, and found every preserved byte unchanged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import kernels
+from emu.boot import Boot
+from emu.debug import guest, kexec
+from emu.debug.inspect import _describe_session as describe_session
+from emu.debug.phases import PhaseObserver, Record
+from emu.debug.symbols import Symbols
+from emu.errors import ConfigError, EmuError, ImageError
+from emu.initproto import Plan, NextKernel, RecordError, RecordReader, Transcript
+from emu.initramfs import Initramfs
+from emu.machine import Machine, Snapshot, Stop, StopKind
+from emu.memory import PAGE, U8Array, page_ranges
+from kho.check import Report, Segment, Violation
+from kho.errors import KhoError
+from kho.handover import Handover
+from luo.check import check, compare
+from luo.state import Luo
+
+MAX_INSTRUCTIONS = 50_000_000_000
+"""Default of --max-instructions: about a minute; a whole update of a Linux takes 2.5 thousand million."""
+LINUX_CMDLINE = "console=ttyS0,115200 kho=on liveupdate=on retain_initrd nokaslr panic=-1"
+
+
+@dataclass
+class Options:
+    """What to run. Paths are the host's; programs are split into words already."""
+
+    old: Path
+    new: Path
+    old_symbols: Path | None = None
+    new_symbols: Path | None = None
+    memory: int = 512 << 20
+    cmdline: str = ""
+    before: Sequence[str] = ()
+    after: Sequence[str] = ()
+    files: Sequence[tuple[Path, str]] = ()
+    libraries: bool = True
+    updates: int = 1
+    initramfs: Path | None = None
+    interactive: bool = False
+    raw: bool = False
+    strict_memory: bool = False
+    max_instructions: int = MAX_INSTRUCTIONS
+    at: Sequence[tuple[str, str, Path]] = ()
+    """(what, when, file): what is "save" or "dump", when a moment, phase id or instruction number"""
+
+
+class SnapshotMemory:
+    """RAM as it was at a snapshot, for the decoders. ``changed`` limits what a comparison looks at."""
+
+    def __init__(self, machine: Machine, snapshot: Snapshot, changed: list[int] | None = None) -> None:
+        self._machine = machine
+        self._snapshot = snapshot
+        self.changed = changed
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        return self._machine.memory.ranges
+
+    def read(self, phys: int, size: int) -> U8Array:
+        import numpy as np
+
+        at = self._machine.memory.offset(phys, size)
+        first, last = at // PAGE, (at + max(size, 1) - 1) // PAGE
+        out = np.zeros((last - first + 1, PAGE), np.uint8)
+        for number in range(first, last + 1):
+            found = self._snapshot.page(number)
+            if found is not None:
+                out[number - first] = found[0][found[1]]
+        view = out.reshape(-1)[at - first * PAGE :][:size]
+        view.flags.writeable = False
+        return view
+
+    def populated(self) -> list[tuple[int, int]]:
+        pages = sorted(self._snapshot.all_pages()) if self.changed is None else self.changed
+        return page_ranges(pages, self._machine.memory.low)
+
+
+class ChangedMemory:
+    """The live RAM, of which a comparison need only look at the pages written since a snapshot."""
+
+    def __init__(self, machine: Machine, changed: list[int]) -> None:
+        self._memory = machine.memory
+        self._changed = changed
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        return self._memory.ranges
+
+    def read(self, phys: int, size: int) -> U8Array:
+        return self._memory.read(phys, size)
+
+    def populated(self) -> list[tuple[int, int]]:
+        return page_ranges(self._changed, self._memory.low)
+
+
+@dataclass
+class Examined:
+    """What the host found of one update's handover."""
+
+    generation: int
+    fdt: int = 0
+    snapshot: Snapshot | None = None
+    scratch: Any = None
+    contents: dict[str, str] = field(default_factory=dict)
+    """sha256 of every preserved file at J, keyed "session/0xtoken" """
+    preserved: dict[str, int] = field(default_factory=dict)
+    sessions: list[dict[str, Any]] = field(default_factory=list)
+    violations: list[Violation] = field(default_factory=list)
+    checked: list[str] = field(default_factory=list)
+    not_checked: dict[str, str] = field(default_factory=dict)
+    moments: list[str] = field(default_factory=list)
+    digest_from: int | None = None
+    digest_instructions: int = 0
+
+    def take(self, report: Report) -> None:
+        self.violations += report.violations
+        self.checked += [i for i in report.checked if i not in self.checked]
+        for id, reason in report.not_checked.items():
+            self.not_checked.setdefault(id, reason)
+
+
+@dataclass
+class Result:
+    """Everything `luemu run` reports."""
+
+    ok: bool
+    reasons: list[str]
+    stop: Stop
+    state_hash: str
+    memory_bytes: int
+    phases: list[Record]
+    updates: list[dict[str, Any]]
+    programs: list[dict[str, Any]]
+    violations: list[dict[str, Any]]
+    epitaph: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        last = self.updates[-1] if self.updates else {}
+        return {
+            **last,
+            "ok": self.ok,
+            "reasons": self.reasons,
+            "memory_bytes": self.memory_bytes,
+            "violations": self.violations,
+            "state_hash": self.state_hash,
+            "end": {"kind": self.stop.kind.value, "message": self.stop.message, "rip": self.stop.rip,
+                    "instructions": self.stop.instructions, "ticks": self.stop.ticks},
+            "phases": [r.plain() for r in self.phases],
+            "programs": self.programs,
+            "updates": self.updates,
+        }  # fmt: skip
+
+
+def split_command(text: str) -> list[str]:
+    """A command line as words, like a shell splits it but run without one. Raises ConfigError."""
+    try:
+        words = shlex.split(text)
+    except ValueError as e:
+        raise ConfigError(f"{e}", text) from None
+    if not words:
+        raise ConfigError("is empty", "command")
+    return words
+
+
+def _image(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise ImageError(f"cannot be read: {e.strerror}", str(path)) from None
+
+
+def _symbols(path: Path | None, kernel: Path, raw: bool) -> Symbols | None:
+    if raw:
+        return None
+    return Symbols.read(path) if path is not None else Symbols.beside(kernel)
+
+
+class Update:
+    """One run. `machine` may be watched from outside (progress, consoles) while it goes on."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = o = options
+        self.old_image, self.new_image = _image(o.old), _image(o.new)
+        self.symbols = [_symbols(o.old_symbols, o.old, o.raw), _symbols(o.new_symbols, o.new, o.raw)]
+        cmdline = f"{LINUX_CMDLINE} {o.cmdline}".strip()
+        self.machine = Machine(o.memory, strict_memory=o.strict_memory)
+        self.transcript = Transcript()
+        self.reader = RecordReader()
+        self.record_error: RecordError | None = None
+        self.examined: list[Examined] = []
+        self.failure: list[str] = []
+        self.on_console: Callable[[int], None] | None = None
+        self.on_records: Callable[[Transcript], None] | None = None
+        self.machine.serial_sinks.append(self._serial)
+        self.machine.boot(
+            Boot(self.old_image, cmdline + " luemu.generation=0", self._initramfs(cmdline), where=str(o.old))
+        )
+        self._pending_at = list(o.at)
+        self.observer: PhaseObserver | None = None
+        if not o.raw:
+            self.observer = PhaseObserver(self.machine, self.symbols, self._moment)
+
+    def _initramfs(self, cmdline: str) -> bytes:
+        o = self.options
+        files = Initramfs()
+        if o.initramfs is not None:
+            files.add_base(_image(o.initramfs), str(o.initramfs))
+        files.add_standard(kernels.binary("init"))
+        for host, where in o.files:
+            files.add_host_file(host, where, libraries=o.libraries)
+        if o.updates:
+            files.add_file("/luemu/kernel", self.new_image)
+        files.write_plan(
+            Plan(
+                updates=o.updates,
+                before=[split_command(c) for c in o.before],
+                after=[split_command(c) for c in o.after],
+                next=[NextKernel("/luemu/kernel", cmdline)] if o.updates else [],
+                terminal="/dev/ttyS0" if o.interactive else None,
+            )
+        )
+        return files.build()
+
+    # ---- what the guest says -------------------------------------------------------------------
+
+    def _serial(self, port: int, value: int, now: int) -> None:
+        if port == 0:
+            if self.on_console is not None:
+                self.on_console(value)
+            return
+        if self.record_error is not None:
+            return
+        try:
+            records = self.reader.feed(bytes((value,)))
+            if records:
+                self.transcript.add(records)
+                if self.on_records is not None:
+                    self.on_records(self.transcript)
+        except RecordError as e:
+            self.record_error = e
+
+    # ---- what the host sees --------------------------------------------------------------------
+
+    def _moment(self, m: Machine, when: str, generation: int) -> None:
+        if when == "J":
+            self._examine_jump(m, generation)
+        elif when in ("K", "F") and self.examined:
+            self._examine_again(m, when)
+        for item in list(self._pending_at):
+            if item[1] == when:
+                self._pending_at.remove(item)
+                self._keep(item[0], item[2])
+
+    def _keep(self, what: str, path: Path) -> None:
+        from emu.debug import dump
+
+        if what == "save":
+            self.machine.save(path)
+        else:
+            fdt, scratch = 0, None
+            if self.examined:
+                fdt = self.examined[-1].fdt
+                scratch = self.examined[-1].scratch
+            dump.write(self.machine, path, fdt or None, scratch)
+
+    def _examine_jump(self, m: Machine, generation: int) -> None:
+        found = Examined(generation)
+        self.examined.append(found)
+        found.snapshot = m.snapshot()
+        segments: list[Segment] | None = None
+        control: list[int] | None = None
+        scratch = None
+        try:
+            image = kexec.read(m, m.cpus[0].registers()["rdi"])
+            segments = [Segment(a, n) for a, n, _ in image.segments]
+            control = image.control_pages
+            first = image.segments[0]
+            scratch = _scratch_list(m, first[0], first[2], image)
+            if self.observer is not None:
+                self._watch_jump(m, found, image)
+        except kexec.UnknownImage as e:
+            found.not_checked["INV-13"] = found.not_checked["INV-28"] = str(e)
+        try:
+            handover = Handover.read(m.memory, scratch=scratch)
+        except KhoError as e:
+            if not any(r.when == "before" for r in self.transcript.programs) and not self.options.before:
+                found.not_checked["handover"] = str(e)
+            else:
+                self.failure.append(f"the handover of update {generation + 1} cannot be read at J: {e}")
+            return
+        found.fdt = handover.fdt_phys or 0
+        found.scratch = handover.scratch
+        previous = self.examined[-2].scratch if len(self.examined) > 1 else None
+        report = check(handover, "J", segments=segments, control_pages=control, old_scratch=previous)
+        found.take(report)
+        found.moments.append("J")
+        found.contents = _contents(handover)
+        found.preserved = _preserved(handover)
+        found.sessions = _sessions(handover)
+
+    def _watch_jump(self, m: Machine, found: Examined, image: kexec.Image) -> None:
+        observer = self.observer
+        assert observer is not None
+
+        def digest(machine: Machine, address: int) -> None:
+            if found.digest_from is None:
+                found.digest_from = machine.instructions
+
+        def entered(machine: Machine, address: int) -> None:
+            if found.digest_from is not None and not found.digest_instructions:
+                found.digest_instructions = machine.instructions - found.digest_from
+
+        m.probe(image.start, digest)
+        if image.kernel is not None:
+            m.probe(image.kernel + 0x200, entered)
+            observer.next_entry(image.kernel + 0x200)
+
+    def _examine_again(self, m: Machine, when: str) -> None:
+        found = self.examined[-1]
+        if not found.fdt or found.snapshot is None:
+            return
+        changed = m.memory.dirty()
+        now_memory = ChangedMemory(m, changed)
+        then_memory = SnapshotMemory(m, found.snapshot, changed)
+        try:
+            before = Handover.read(then_memory, found.fdt, scratch=found.scratch, search=False)
+            if when == "K":
+                handover = Handover.read(m.memory)
+                found.take(check(handover, "K", old_scratch=found.scratch))
+            else:
+                handover = Handover.read(now_memory, found.fdt, scratch=found.scratch, search=False)
+            report = compare(before, handover, ("J", when), may_change=_old_pages(m, found))
+            if when == "F":  # free memory may have been used by now
+                report.violations = [v for v in report.violations if v.id == "INV-26"]
+                report.checked = ["INV-26"]
+            found.take(report)
+            contents = _contents(handover) if when == "K" else _contents_of(m, before)
+        except KhoError as e:
+            self.failure.append(f"the handover cannot be read at {when}: {e}")
+            return
+        found.moments.append(when)
+        for name, digest in found.contents.items():
+            if contents.get(name) != digest:
+                found.violations.append(
+                    Violation("INV-26", when, f"the contents of {name} are not what they were at J", None)
+                )
+
+    # ---- the run -------------------------------------------------------------------------------
+
+    def run(self, progress: Callable[[Machine], None] | None = None) -> Result:
+        """Run to the end and judge."""
+        m, o = self.machine, self.options
+        stop: Stop | None = None
+        for what, when, path in sorted((i for i in o.at if i[1].isdigit()), key=lambda i: int(i[1])):
+            while m.instructions < int(when):
+                stop = m.run(m.ticks + int(when) - m.instructions, max_instructions=o.max_instructions, progress=progress)
+                if stop.kind is not StopKind.UNTIL:
+                    break
+            if stop is not None and stop.kind is not StopKind.UNTIL:
+                break
+            self._pending_at.remove((what, when, path))
+            self._keep(what, path)
+        if stop is None or stop.kind is StopKind.UNTIL:
+            stop = m.run(max_instructions=o.max_instructions, progress=progress)
+        if self.observer is not None:
+            self.observer.finish()
+        return self._judge(stop)
+
+    def _judge(self, stop: Stop) -> Result:
+        o, t = self.options, self.transcript
+        reasons = list(self.failure)
+        phases = self.observer.records if self.observer else []
+        jumps = self.observer.jumps if self.observer else []
+        if stop.kind is not StopKind.POWER_OFF:
+            where = f" in phase {self.observer.phase}" if self.observer else ""
+            reasons.append(f"the run ended by {stop.kind.value}{where}: {stop.message}")
+        if self.record_error is not None:
+            reasons.append(f"what init reports cannot be read: {self.record_error}")
+        elif t.error is not None:
+            reasons.append(f"init: {t.error}")
+        elif not t.done:
+            reasons.append("init did not get to the end of its plan")
+        expected = (len(o.before) + len(o.after)) * o.updates if o.updates else len(o.before)
+        ended = [p for p in t.programs if p.ended]
+        for p in t.programs:
+            if not p.ok:
+                how = f"was killed by signal {p.signal}" if p.signal else (
+                    f"exited with status {p.status}" if p.ended else "did not end"
+                )  # fmt: skip
+                reasons.append(f"{shlex.join(p.argv)} ({p.when}, generation {p.generation}) {how}")
+        if not reasons and len(ended) != expected:
+            reasons.append(f"{len(ended)} of {expected} programs ran")
+        if self.observer is None:
+            reasons.append("nothing was verified: --raw observes nothing")
+        elif len(jumps) != o.updates:
+            hint = "" if all(self.symbols) else "; the kernel's symbols are not known: give --symbols"
+            reasons.append(f"the host saw {len(jumps)} of {o.updates} updates{hint}")
+        for e in self.examined:
+            for moment in ("J", "K", "F"):
+                if moment not in e.moments and e.fdt:
+                    reasons.append(f"update {e.generation + 1} was not examined at {moment}")
+        violations = [v for e in self.examined for v in e.violations]
+        if violations:
+            reasons.append(f"{len(violations)} violation(s) of invariants, the first: {violations[0].id}: {violations[0].message}")
+        for what, when, path in self._pending_at:
+            reasons.append(f"--{what} {when}={path}: the run never got there")
+        crashed = stop.kind not in (StopKind.POWER_OFF, StopKind.UNTIL, StopKind.REQUEST)
+        symbols = self.symbols[min(len(jumps), 1)]
+        return Result(
+            ok=not reasons,
+            reasons=reasons,
+            stop=stop,
+            state_hash=self.machine.state_hash(),
+            memory_bytes=o.memory,
+            phases=phases,
+            updates=[self._update(i) for i in range(len(jumps))],
+            programs=[
+                {"when": p.when, "generation": p.generation, "argv": list(p.argv), "status": p.status,
+                 "signal": p.signal, "output": p.output.decode("utf-8", "replace")}
+                for p in t.programs
+            ],
+            violations=[v.to_dict() for v in violations],
+            epitaph=guest.epitaph(self.machine, symbols) if crashed else "",
+        )  # fmt: skip
+
+    def _update(self, index: int) -> dict[str, Any]:
+        assert self.observer is not None
+        jump = self.observer.jumps[index]
+        e = self.examined[index] if index < len(self.examined) else Examined(index)
+        hellos = self.transcript.generations
+
+        def side(generation: int, image: bytes) -> dict[str, Any]:
+            release = hellos[generation].release if generation < len(hellos) else None
+            return {"release": release, "sha256": hashlib.sha256(image).hexdigest()}
+
+        return {
+            "old": side(index, self.new_image if index else self.old_image),
+            "new": side(index + 1, self.new_image),
+            "phases": [r.plain() for r in self.observer.records if r.generation in (index, index + 1)],
+            "blackout_instructions": jump.blackout_instructions,
+            "blackout_ticks": jump.blackout_ticks,
+            "preserved": e.preserved,
+            "digest_instructions": e.digest_instructions,
+            "sessions": e.sessions,
+            "checked": e.checked,
+            "not_checked": e.not_checked,
+            "moments": e.moments,
+        }
+
+
+# ---- facts of a handover -------------------------------------------------------------------------
+
+
+def _scratch_list(m: Machine, phys: int, size: int, image: kexec.Image) -> Any:
+    """The scratch list in the image to be jumped to: its first segment, still in the old kernel's
+    pages. What it will hold is in the old kernel's memory until the jump, so it is found by the
+    decoder; None leaves it to that."""
+    return None
+
+
+def _old_pages(m: Machine, found: Examined) -> list[int]:
+    """Pages of the old kernel that the jump itself writes: its stack and the pages of the image's
+    own page tables are not preserved, and nothing may rely on them."""
+    return []
+
+
+def _contents(handover: Handover) -> dict[str, str]:
+    luo = Luo.read(handover)
+    out: dict[str, str] = {}
+    if luo is not None:
+        for session in luo.sessions:
+            for file in session.files:
+                if file.memfd is not None:
+                    digest = file.memfd.sha256(handover.reader)
+                    if digest is not None:
+                        out[f"{session.name}/{file.token:#x}"] = digest
+    return out
+
+
+def _contents_of(m: Machine, before: Handover) -> dict[str, str]:
+    """Digests of the files that ``before`` describes, with the bytes that are in RAM now."""
+    from kho.memory import Reader
+
+    luo = Luo.read(before)
+    live = Reader(m.memory)
+    out: dict[str, str] = {}
+    if luo is not None:
+        for session in luo.sessions:
+            for file in session.files:
+                if file.memfd is not None:
+                    digest = file.memfd.sha256(live)
+                    if digest is not None:
+                        out[f"{session.name}/{file.token:#x}"] = digest
+    return out
+
+
+def _preserved(handover: Handover) -> dict[str, int]:
+    pages = sum(1 << int(o) for o in handover.preserved.order.tolist())
+    payload = 0
+    luo = Luo.read(handover)
+    if luo is not None:
+        for session in luo.sessions:
+            for file in session.files:
+                if file.memfd is not None:
+                    payload += sum(count << order for order, count in file.memfd.folio_counts().items())
+    payload += sum(r.size // PAGE for r in handover.reserve_mem)
+    return {
+        "pages": pages,
+        "bytes": pages * PAGE,
+        "metadata_bytes": (pages - payload) * PAGE,
+        "tree_bytes": len(handover.tree.node_phys) * PAGE,
+    }
+
+
+def _sessions(handover: Handover) -> list[dict[str, Any]]:
+    luo = Luo.read(handover)
+    return [] if luo is None else [describe_session(handover, s) for s in luo.sessions]
+
+
+__all__ = ["EmuError", "Options", "Result", "Update", "split_command"]
