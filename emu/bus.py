@@ -1,10 +1,10 @@
 """I/O port and MMIO decoding: which device answers at an address.
 
-Knows `Region`s and addresses, no device and no CPU. RAM is not here: the CPU reaches it without the bus. The local
-APIC page is not here either: each CPU sees its own, so the platform looks there first.
+Knows `Region`s and addresses, no device and no CPU. RAM is not here: the CPU reaches it without the bus.
+The local APIC page is not here either: each CPU sees its own, so the platform looks there first.
 
-An address that nothing decodes behaves as on a PC: reads give all ones and writes are dropped. Both are counted by
-address range and reported through ``on_unclaimed``, so that a strict run can end there.
+An address that nothing decodes behaves as on a PC: reads give all ones and writes are dropped. Both are
+counted by address range and reported through ``on_unclaimed``, so that a strict run can end there.
 
 The caller has run all clock events due at or before ``now``.
 """
@@ -45,13 +45,13 @@ class Bus:
     def __init__(self, on_unclaimed: Callable[[Unclaimed], None] | None = None) -> None:
         self.on_unclaimed = on_unclaimed
         self.unclaimed: dict[str, int] = {}
-        """Accesses nobody claimed: ``"io read 0x2e8"`` → how often. The address is that of the 8-port group or of
-        the page; past 4096 different ranges the rest is counted as ``"io read elsewhere"`` and so on."""
+        """Accesses nobody claimed: ``"io read 0x2e8"`` → how often. The address is that of the 8-port
+        group or of the page; past 4096 ranges the rest is counted as ``"io read elsewhere"`` and so on."""
         self._ports: dict[int, Region] = {}
         self._mmio: list[Region] = []
         self._mmio_bases: list[int] = []
 
-    # --- who is there -----------------------------------------------------------------------------------------------
+    # --- who is there ---
 
     def add(self, region: Region) -> None:
         """Register ``region``. ConfigError when it is malformed or overlaps another."""
@@ -76,9 +76,10 @@ class Bus:
             self.add(region)
 
     def remove(self, region: Region) -> None:
-        """Take back a region that `add` registered (a PCI BAR that moved). ConfigError when it is not there."""
+        """Take back a region that `add` registered (a BAR that moved). ConfigError when it is not there."""
         if self.at(region.kind, region.base) is not region:
-            raise ConfigError("the region is not registered", f"{region.kind} {region.base:#x}+{region.size:#x}")
+            where = f"{region.kind} {region.base:#x}+{region.size:#x}"
+            raise ConfigError("the region is not registered", where)
         if region.kind == "io":
             for port in range(region.base, region.base + region.size):
                 del self._ports[port]
@@ -107,7 +108,7 @@ class Bus:
                 found = self._mmio[index]
         return found
 
-    # --- accesses ---------------------------------------------------------------------------------------------------
+    # --- accesses ---
 
     def port_read(self, port: int, size: int, now: int) -> int:
         """IN: ``size`` 1, 2 or 4."""
@@ -155,7 +156,7 @@ class Bus:
         """A write of either kind."""
         (self.port_write if kind == "io" else self.mmio_write)(address, size, value, now)
 
-    # --- state ------------------------------------------------------------------------------------------------------
+    # --- state ---
 
     def state(self) -> dict[str, int]:
         """The counters of unclaimed accesses. Who is registered is the machine description, not state."""
@@ -165,13 +166,13 @@ class Bus:
         """Take over what `state` returned."""
         self.unclaimed = dict(state)
 
-    # --- accesses that do not fit one region ------------------------------------------------------------------------
+    # --- accesses that do not fit one region ---
 
     def _pieces(self, kind: Kind, address: int, size: int) -> list[tuple[Region | None, int, int]]:
         """Cut an access into (region, address, size), lowest address first.
 
-        A piece of a region is naturally aligned, no wider than the region takes, and ends inside it. Neighbouring
-        bytes that nobody claims make one piece. Ports wrap at 64 Ki as on the ISA bus.
+        A piece of a region is naturally aligned, no wider than the region takes, and ends inside it.
+        Neighbouring bytes that nobody claims make one piece. Ports wrap at 64 Ki as on the ISA bus.
         """
         pieces: list[tuple[Region | None, int, int]] = []
         done = 0

@@ -166,7 +166,7 @@ class Machine:
             self.clock,
             self.bus,
             1,
-            intr=lambda cpu, level, now: self.cpus[cpu].interrupt(level),
+            intr=self._intr,
             signal=self._signal,
             power=self._power,
             tsc_offset=lambda cpu: int(self.cpus[cpu].header.tsc_offset) if self.cpus else 0,
@@ -182,6 +182,13 @@ class Machine:
         p = self.platform
         bus = self.bus
         lapic = p.lapics[index]
+
+        def msr_write(msr: int, value: int, now: int) -> bool:
+            if lapic.owns_msr(msr):
+                return lapic.write_msr(msr, value, now)
+            lapic.tsc_changed(now)  # IA32_TSC or TSC_ADJUST: the core has done the rest
+            return True
+
         wiring = Wiring(
             io_read=bus.port_read,
             io_write=bus.port_write,
@@ -190,7 +197,7 @@ class Machine:
             events=self.clock.run,
             acknowledge=lambda now: p.acknowledge(index, now),
             msr_read=lapic.read_msr,
-            msr_write=lapic.write_msr,
+            msr_write=msr_write,
             cr8_read=lapic.get_cr8,
             cr8_write=lapic.set_cr8,
             probe=self._probe,
@@ -199,6 +206,10 @@ class Machine:
         cpu = Cpu(library(), self.memory, self._time, wiring, index)
         cpu.set_registers(tlb_flush_at=FLUSH_GRID_TICKS, tlb_flush_grid=FLUSH_GRID_TICKS)
         return cpu
+
+    def _intr(self, cpu: int, level: int, now: int) -> None:
+        if self.cpus:  # none yet while the board powers up
+            self.cpus[cpu].interrupt(level)
 
     def _set_deadline(self, deadline: int) -> None:
         self._time.deadline = deadline

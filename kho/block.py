@@ -45,11 +45,16 @@ class BlockChain:
 
     @property
     def entries(self) -> list[tuple[int, bytes]]:
-        """(phys, bytes) of each entry in use."""
+        """(phys, bytes) of each entry in use; of a block with an impossible count, up to the last that is not empty."""
         size = self.entry_size
+        capacity = block_capacity(size)
         out = []
         for block in self.blocks:
-            for slot in range(min(block.count, block_capacity(size))):
+            count = block.count
+            if count > capacity:
+                used = block.entries[: capacity * size].nonzero()[0]
+                count = int(used[-1]) // size + 1 if len(used) else 0
+            for slot in range(count):
                 at = slot * size
                 out.append((block.phys + BLOCK_HEADER.size + at, block.entries[at : at + size].tobytes()))
         return out

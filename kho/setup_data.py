@@ -27,6 +27,9 @@ from kho.errors import FormatError
 from kho.memory import Reader
 
 
+HEADS_MAX = 256  # of what a search looks at
+
+
 @dataclass(frozen=True)
 class ScratchArea:
     """struct kho_scratch: memory the next kernel boots in. A size of 0 is legal."""
@@ -100,7 +103,7 @@ def read_chain(reader: Reader, head: int, boot_params: int | None = None) -> Cha
 
 
 def find_chains(reader: Reader) -> list[Chain]:
-    """Search populated RAM for boot_params pages whose chain has a KHO entry.
+    """Search populated RAM for boot_params whose setup_data chain has a KHO entry.
 
     Without one, any 16-byte header of type 10 and length 32 counts as a chain of its own.
     """
@@ -110,15 +113,21 @@ def find_chains(reader: Reader) -> list[Chain]:
     pattern = np.uint64(KHO_DATA.size << 32 | SETUP_KEXEC_KHO)
     for start, view in reader.scan():
         whole = len(view) // PAGE_SIZE * PAGE_SIZE
-        pages = view[:whole].reshape(-1, PAGE_SIZE)
-        words = np.ascontiguousarray(pages[:, BOOT_PARAMS_HEADER : BOOT_PARAMS_HEADER + 4]).view("<u4")
-        for row in np.flatnonzero(words[:, 0] == magic).tolist():
-            pointer = pages[row, BOOT_PARAMS_SETUP_DATA : BOOT_PARAMS_SETUP_DATA + 8].tobytes()
-            head = int.from_bytes(pointer, "little")
-            if head and len(heads) < 256:
-                heads.setdefault(head, start + row * PAGE_SIZE)
-        longs = np.ascontiguousarray(view[:whole]).view("<u8")
-        for word in np.flatnonzero(longs[1:] == pattern)[: 256 - len(loose)].tolist():
+        data = np.ascontiguousarray(view[:whole])
+        # boot_params is aligned to 4 at least (a kernel copies it into a variable of its own), so its magic is at an
+        # odd multiple of 2
+        halves = data.view("<u2")
+        for half in (np.flatnonzero(halves[1::2] == magic & 0xFFFF) * 2 + 1).tolist():
+            base = half * 2 - BOOT_PARAMS_HEADER
+            if half + 1 >= len(halves) or halves[half + 1] != magic >> 16 or base + start < 0:
+                continue
+            if len(heads) >= HEADS_MAX or not reader.contains(start + base + BOOT_PARAMS_SETUP_DATA, 8):
+                continue
+            head = int.from_bytes(reader.bytes(start + base + BOOT_PARAMS_SETUP_DATA, 8), "little")
+            if head:
+                heads.setdefault(head, start + base)
+        longs = data.view("<u8")
+        for word in np.flatnonzero(longs[1:] == pattern)[: HEADS_MAX - len(loose)].tolist():
             loose.append(start + word * 8)
     chains = [chain for head, page in heads.items() if (chain := read_chain(reader, head, page)).kho]
     known = {entry.phys for chain in chains for entry in chain.kho}

@@ -15,6 +15,10 @@ from emu.machine import Machine
 
 _DESTINATION, _INDIRECTION, _DONE, _SOURCE = 1, 2, 4, 8
 _SEGMENTS_MAX = 16
+_VMEMMAP = 0xFFFF_EA00_0000_0000
+_STRUCT_PAGE = 64
+"""Linux x86-64 without KASLR: `struct page` n is at this address plus 64 n."""
+_STACK = 16384
 _NR_SEGMENTS_AT = (48, 56, 64)
 """Where the number of segments is, depending on which of two optional members the kernel has."""
 
@@ -28,11 +32,14 @@ class UnknownImage(EmuError):
 @dataclass(frozen=True)
 class Image:
     """``start`` is where the jump goes; ``segments`` are (physical address, size in memory, size of
-    the contents) in the order loaded; ``control_pages`` are physical page addresses."""
+    the contents) in the order loaded; ``control_pages`` are physical page addresses: the list of what
+    is copied where, the code that copies, and the page it swaps through. ``stack`` are those of the
+    stack that `machine_kexec` runs on; the jump writes them."""
 
     start: int
     segments: list[tuple[int, int, int]]
     control_pages: list[int]
+    stack: list[int]
 
     @property
     def kernel(self) -> int | None:
@@ -59,10 +66,20 @@ def read(m: Machine, address: int) -> Image:
                 segments.append((words[2], words[3], words[1]))
             inside = any(a <= start < a + n for a, n, _ in segments)
             if inside and all(a % 4096 == 0 and n % 4096 == 0 and 0 < n and b <= n for a, n, b in segments):
-                return Image(start, segments, _control_pages(m, head))
+                control = _control_pages(m, head)
+                for pointer in (guest.u64(m, address + 32), guest.u64(m, address + 40)):
+                    number, odd = divmod(pointer - _VMEMMAP, _STRUCT_PAGE)
+                    if pointer and not odd and 0 <= number << 12 < 1 << 46:
+                        control.append(number << 12)
+                return Image(start, segments, control, _stack(m))
     except guest.NotMapped as e:
         raise UnknownImage(str(e), where) from None
     raise UnknownImage("no plausible list of segments", where)
+
+
+def _stack(m: Machine) -> list[int]:
+    top = m.cpus[0].registers()["rsp"] & -_STACK
+    return [guest.translate(m, top + at) for at in range(0, _STACK, 4096)]
 
 
 def _control_pages(m: Machine, head: int) -> list[int]:

@@ -1,7 +1,9 @@
 """Phases of a live update, observed from function entries without changing the run.
 
 A phase begins at the entry of a function that its kernel's symbols name, and lasts until the next
-one begins or the CPU returns to user mode. Names and numbers are those of the project's table of
+one begins or the CPU returns to user mode. The initcalls of KHO and LUO last until the next initcall;
+what a kernel does in between on its way to user space is `cold-boot` in the first one, and in one
+started by kexec `adopt` until LUO's early initcall, then `ready`. Names and numbers are those of the project's table of
 phases (docs/phases.md): P1 cold-boot to P22 steady, and `userspace` for everything else. A run is
 partitioned: every instruction is in exactly one record.
 
@@ -61,6 +63,9 @@ _ENTRIES: dict[str, tuple[str | None, str | None]] = {
     "e820__memblock_setup": (None, "P14"),
     "kho_memory_init": (None, "P15"),
     "liveupdate_early_init": (None, "P16"),
+    "liveupdate_ioctl_init": ("P3", None),
+    "memfd_luo_init": ("P3", None),
+    "do_one_initcall": ("P1", "P17"),
     "luo_session_deserialize": (None, "P18"),
     "luo_session_retrieve": (None, "P19"),
     "luo_retrieve_file": (None, "P20"),
@@ -194,6 +199,8 @@ class PhaseObserver:
                 self._deserialized = True
             if name == "luo_file_finish":
                 self._finished = True
+            if name == "do_one_initcall" and self.records[-1].id not in ("P2", "P3", "P16"):
+                return  # between initcalls, only what follows those of interest is another phase
             if phase is not None:
                 self._begin(phase)
 
@@ -205,19 +212,17 @@ class PhaseObserver:
 
     def _jump(self, machine: Machine) -> None:
         self._begin("P11")
-        if self.on_moment is not None:
-            self.on_moment(machine, "J", self.generation)
         header = machine.cpus[0].header
-        self.jumps.append(
-            Jump(self.generation, int(header.user_left), idle_before=machine.ticks - machine.instructions)
-        )
+        idle = machine.ticks - machine.instructions
+        self.jumps.append(Jump(self.generation, int(header.user_left), idle_before=idle))
         header.user_entered = (1 << 64) - 1
         self._awaiting_user = True
         self.generation += 1
         self._populated = self._deserialized = self._finished = False
         self._user = "userspace"
         self._install()
-        machine.watch_user(self._entered_user)
+        if self.on_moment is not None:
+            self.on_moment(machine, "J", self.generation - 1)
 
     def next_entry(self, address: int) -> None:
         """The next kernel's first instruction will be at this physical (identity mapped) address."""
@@ -245,6 +250,7 @@ class PhaseObserver:
         self._begin(self._user)
 
     def _begin(self, phase: str) -> None:
+        """Start a phase now. The jump belongs to the old kernel until the new one is entered."""
         m = self.machine
         if self.records:
             last = self.records[-1]

@@ -26,9 +26,11 @@ from emu.initproto import Plan, NextKernel, RecordError, RecordReader, Transcrip
 from emu.initramfs import Initramfs
 from emu.machine import Machine, Snapshot, Stop, StopKind
 from emu.memory import PAGE, U8Array, page_ranges
+from kho.abi import SCRATCH_COUNT_MAX
 from kho.check import Report, Segment, Violation
 from kho.errors import KhoError
 from kho.handover import Handover
+from kho.setup_data import ScratchList
 from luo.check import check, compare
 from luo.state import Luo
 
@@ -126,6 +128,8 @@ class Examined:
     checked: list[str] = field(default_factory=list)
     not_checked: dict[str, str] = field(default_factory=dict)
     moments: list[str] = field(default_factory=list)
+    may_change: list[int] = field(default_factory=list)
+    """pages of the old kernel that the jump itself writes: its control pages and its stack"""
     digest_from: int | None = None
     digest_instructions: int = 0
 
@@ -213,6 +217,8 @@ class Update:
             Boot(self.old_image, cmdline + " luemu.generation=0", self._initramfs(cmdline), where=str(o.old))
         )
         self._pending_at = list(o.at)
+        self.ended: Stop | None = None
+        """set when the machine stopped before `run` was called (an interactive session)"""
         self.observer: PhaseObserver | None = None
         if not o.raw:
             self.observer = PhaseObserver(self.machine, self.symbols, self._moment)
@@ -286,17 +292,16 @@ class Update:
         found.snapshot = m.snapshot()
         segments: list[Segment] | None = None
         control: list[int] | None = None
-        scratch = None
         try:
             image = kexec.read(m, m.cpus[0].registers()["rdi"])
             segments = [Segment(a, n) for a, n, _ in image.segments]
             control = image.control_pages
-            first = image.segments[0]
-            scratch = _scratch_list(m, first[0], first[2], image)
+            found.may_change = control + image.stack
             if self.observer is not None:
                 self._watch_jump(m, found, image)
         except kexec.UnknownImage as e:
             found.not_checked["INV-13"] = found.not_checked["INV-28"] = str(e)
+        scratch = _scratch(m, self.symbols[min(generation, 1)])
         try:
             handover = Handover.read(m.memory, scratch=scratch)
         except KhoError as e:
@@ -346,7 +351,7 @@ class Update:
                 found.take(check(handover, "K", old_scratch=found.scratch))
             else:
                 handover = Handover.read(now_memory, found.fdt, scratch=found.scratch, search=False)
-            report = compare(before, handover, ("J", when), may_change=_old_pages(m, found))
+            report = compare(before, handover, ("J", when), may_change=found.may_change)
             if when == "F":  # free memory may have been used by now
                 report.violations = [v for v in report.violations if v.id == "INV-26"]
                 report.checked = ["INV-26"]
@@ -367,9 +372,11 @@ class Update:
     def run(self, progress: Callable[[Machine], None] | None = None) -> Result:
         """Run to the end and judge."""
         m, o = self.machine, self.options
-        stop: Stop | None = None
+        stop = self.ended
         for what, when, path in sorted((i for i in o.at if i[1].isdigit()), key=lambda i: int(i[1])):
-            while m.instructions < int(when):
+            while stop is None and m.instructions < int(when) or (
+                stop is not None and stop.kind is StopKind.UNTIL and m.instructions < int(when)
+            ):
                 stop = m.run(m.ticks + int(when) - m.instructions, max_instructions=o.max_instructions, progress=progress)
                 if stop.kind is not StopKind.UNTIL:
                     break
@@ -468,17 +475,20 @@ class Update:
 # ---- facts of a handover -------------------------------------------------------------------------
 
 
-def _scratch_list(m: Machine, phys: int, size: int, image: kexec.Image) -> Any:
-    """The scratch list in the image to be jumped to: its first segment, still in the old kernel's
-    pages. What it will hold is in the old kernel's memory until the jump, so it is found by the
-    decoder; None leaves it to that."""
-    return None
-
-
-def _old_pages(m: Machine, found: Examined) -> list[int]:
-    """Pages of the old kernel that the jump itself writes: its stack and the pages of the image's
-    own page tables are not preserved, and nothing may rely on them."""
-    return []
+def _scratch(m: Machine, symbols: Symbols | None) -> ScratchList | None:
+    """Where the running kernel keeps its list of scratch areas, by its own variables; None if it
+    cannot be told. Nothing in memory points to it before the jump."""
+    if symbols is None:
+        return None
+    table, count = symbols.address("kho_scratch"), symbols.address("kho_scratch_cnt")
+    if table is None or count is None:
+        return None
+    try:
+        areas = int.from_bytes(guest.read(m, count, 4), "little")
+        phys = guest.translate(m, guest.u64(m, table))
+    except guest.NotMapped:
+        return None
+    return ScratchList(phys, 16 * areas) if 0 < areas <= SCRATCH_COUNT_MAX else None
 
 
 def _contents(handover: Handover) -> dict[str, str]:

@@ -1,11 +1,12 @@
-"""ACPI power management block of ICH9 and the PC's ways to reset (ACPI 6.5 section 4.8; ICH9 data sheet 13.7, 13.8).
+"""ACPI power management of ICH9 and the PC's ways to reset (ACPI 6.5, 4.8; ICH9 data sheet 13.7, 13.8).
 
-Knows PM1a, the PM timer, GPE0 and SMI registers at PMBASE, the reset control register 0xCF9, port 0x92, and the
-command port of a keyboard controller without a keyboard. It may not know how a machine is switched off: ``power``
-is told "off" or "reset".
+Knows PM1a, the PM timer, GPE0 and SMI registers at PMBASE, the reset control register 0xCF9, port 0x92, and
+the command port of a keyboard controller without a keyboard. It may not know how a machine is switched off:
+``power`` is told "off" or "reset".
 
-The machine is always in ACPI mode (FADT has no SMI command), so SCI_EN reads 1. The PM timer is 32 bits wide at
-315/88 MHz, three times the 8254's clock; its TMR_STS follows from time and only has an event while it can interrupt.
+The machine is always in ACPI mode (FADT has no SMI command), so SCI_EN reads 1. The PM timer is 32 bits
+wide at 315/88 MHz, three times the 8254's clock; its TMR_STS follows from time and only has an event while
+it can interrupt.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class AcpiPm(Device):
         self.s.gpe_status |= 1 << number
         self._update(now)
 
-    # --- registers --------------------------------------------------------------------------------------------
+    # --- registers ---
 
     def _read_timer(self, offset: int, size: int, now: int) -> int:
         return (now * TIMER_NUMERATOR // TIMER_DENOMINATOR & 0xFFFF_FFFF) >> 8 * offset
@@ -147,7 +148,7 @@ class AcpiPm(Device):
             s.smi_status &= ~(value << 8 * (offset - 20))
         self._update(now)
 
-    # --- timer and SCI ----------------------------------------------------------------------------------------
+    # --- timer and SCI ---
 
     @staticmethod
     def _tmr_changes(now: int) -> int:
@@ -181,7 +182,7 @@ class ResetControlState:
 
 
 class ResetControl(Device):
-    """0xCF9, port 0x92, and the keyboard controller (IBM PC/AT technical reference) with nothing plugged in."""
+    """0xCF9, port 0x92, and the keyboard controller (PC/AT technical reference) with nothing plugged in."""
 
     s: ResetControlState
 
@@ -191,7 +192,7 @@ class ResetControl(Device):
         self.s = ResetControlState()
 
     def regions(self) -> Sequence[Region]:
-        """All but 0xCF9, which lies inside PCI's address register: the host bridge passes byte accesses on."""
+        """All but 0xCF9, which lies inside PCI's address register: `PciHost` passes byte accesses on."""
         return (
             Region("io", 0x60, 1, self._read_data, self._write_data, width=1),
             Region("io", 0x64, 1, self._read_status, self._write_command, width=1),
@@ -228,7 +229,8 @@ class ResetControl(Device):
         return max(value, 0)
 
     def _read_status(self, offset: int, size: int, now: int) -> int:
-        return 0x10 | self.s.config & 0x04 | (1 if self.s.data >= 0 else 0)  # not inhibited; system flag; output full
+        # not inhibited; system flag; output buffer full
+        return 0x10 | self.s.config & 0x04 | (1 if self.s.data >= 0 else 0)
 
     def _write_command(self, offset: int, size: int, value: int, now: int) -> None:
         s = self.s

@@ -22,7 +22,6 @@ Line = Callable[[int, int], None]
 """An output line: ``line(level, now)``; level 0 or 1. Calling it with an unchanged level is harmless."""
 
 
-
 def plain(value: Any) -> Any:
     """A deep copy of plain data, with dataclasses turned into dicts.
 
@@ -80,11 +79,15 @@ class Device:
         """A scheduled event of this device is due. ``now`` is exactly the scheduled tick."""
         raise NotImplementedError(f"{self.name} has no event {event!r}")
 
+    def reset(self, now: int) -> None:
+        """The board's reset line: back to power-on, apart from what a battery or another device holds."""
+
     def at(self, when: int, event: str) -> None:
         """Schedule or move one of this device's own events."""
         self.clock.at(when, self.name, event)
 
     def cancel(self, event: str) -> None:
+        """Drop one of this device's own events, if it is pending."""
         self.clock.cancel(self.name, event)
 
     def state(self) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """I/O APIC (Intel 82093AA data sheet, 290566; ICH9 data sheet 13.5 for the EOI register and version 0x20).
 
-Knows 24 input pins, its redirection table, and the bus that carries messages to local APICs. It may not know what
-is wired to a pin.
+Knows 24 input pins, its redirection table, and the bus that carries messages to local APICs. It may not
+know what is wired to a pin.
 
-The polarity bit is kept and has no effect: a line of this machine says "asserted" or not, and firmware tables and
-drivers agree about the voltage among themselves. An edge on a masked pin is lost, as the data sheet says.
+The polarity bit is kept and has no effect: a line of this machine says "asserted" or not, and firmware
+tables and drivers agree about the voltage among themselves. An edge on a masked pin is lost, as the data
+sheet says.
 """
 
 from __future__ import annotations

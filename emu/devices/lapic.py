@@ -1,18 +1,18 @@
-"""Local APIC: xAPIC, x2APIC and TSC-deadline timer (Intel SDM volume 3, chapter "APIC"), and the bus between APICs.
+"""Local APIC: xAPIC, x2APIC and TSC-deadline timer (Intel SDM volume 3, chapter "APIC"), and the APIC bus.
 
-Knows its registers, virtual time, the INTR pin of its CPU, and the other APICs through `ApicBus`. It may not know
-what a CPU does with NMI, INIT or SIPI (``signal``), and decodes no fixed address: each CPU sees its own APIC at the
-address in IA32_APIC_BASE, so the platform routes that page.
+Knows its registers, virtual time, the INTR pin of its CPU, and the other APICs through `ApicBus`. It may
+not know what a CPU does with NMI, INIT or SIPI (``signal``), and decodes no fixed address: each CPU sees
+its own APIC at the address in IA32_APIC_BASE, so the platform routes that page.
 
-``intr(level, now)`` is kept equal to "an interrupt can be taken now": a request in IRR above the processor priority,
-or an external interrupt of the 8259 through LINT0 (or, with the APIC off, directly).
+``intr(level, now)`` is kept equal to "an interrupt can be taken now": a request in IRR above the processor
+priority, or an external interrupt of the 8259 through LINT0 (or, with the APIC off, directly).
 
-The timer counts at 1 GHz, one tick per nanosecond before the divider. It is never stepped; its event exists only
-while its interrupt is unmasked, so a forgotten timer does not keep an idle machine alive.
+The timer counts at 1 GHz, one tick per nanosecond before the divider. It is never stepped; its event exists
+only while its interrupt is unmasked, so a forgotten timer does not keep an idle machine alive.
 
-Choices where the manual leaves one: lowest-priority delivery goes to the matching APIC of lowest processor priority,
-then of lowest index; a fixed interrupt is taken before an external one; SMI is ignored (there is no SMM); EOI broadcast
-suppression and CMCI are not offered (version 0x14, six LVT entries).
+Choices where the manual leaves one: lowest-priority delivery goes to the matching APIC of lowest processor
+priority, then of lowest index; a fixed interrupt is taken before an external one; SMI is ignored (there is
+no SMM); EOI broadcast suppression and CMCI are not offered (version 0x14, six LVT entries).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from emu.devices.device import Device, Line, Region
 MSR_APIC_BASE, MSR_TSC_DEADLINE, MSR_X2APIC = 0x1B, 0x6E0, 0x800
 BASE_BSP, BASE_X2APIC, BASE_ENABLE = 1 << 8, 1 << 10, 1 << 11
 DEFAULT_BASE = 0xFEE0_0000
-_BASE_ADDRESS = 0xF_FFFF_FFFF_F000  # MAXPHYADDR may be less; what the guest writes above it is its own mistake
+_BASE_ADDRESS = 0xF_FFFF_FFFF_F000  # MAXPHYADDR may be less; writing more is the guest's own mistake
 _BASE_RESERVED = 0x2FF | ~((1 << 52) - 1)
 
 ID, VERSION = 0x20, 0x30
@@ -73,8 +73,8 @@ class ApicBus:
     ) -> bool:
         """Carry one interrupt message; returns whether some APIC took it.
 
-        ``destination`` is 32 bits wide; `widen` makes one from the 8 bits of an I/O APIC, MSI or xAPIC message.
-        ``among``: a destination shorthand has already chosen the targets.
+        ``destination`` is 32 bits wide; `widen` makes one from the 8 bits of an I/O APIC, MSI or xAPIC
+        message. ``among``: a destination shorthand has already chosen the targets.
         """
         if among is None:
             targets = [a for a in self.lapics if a.matches(destination, logical)]
@@ -96,7 +96,7 @@ class ApicBus:
         return BROADCAST if destination == 0xFF and not logical else destination
 
     def message(self, address: int, data: int, now: int) -> bool:
-        """A message-signalled interrupt: a 4-byte write to 0xFEExxxxx (SDM, "Message signalled interrupts")."""
+        """A message-signalled interrupt: a 4-byte write to 0xFEExxxxx (SDM 12.11)."""
         logical = bool(address & 4)
         destination = self.widen(address >> 12 & 0xFF, logical)
         level = bool(data & 0x8000)
@@ -165,7 +165,7 @@ class LocalApic(Device):
         extint_acknowledge: Callable[[int], int] = lambda now: -1,
         name: str | None = None,
     ) -> None:
-        """``signal(kind, vector, now)``: "nmi", "init" or "sipi" reaches the CPU. Guest TSC is now + tsc_offset()."""
+        """``signal(kind, vector, now)``: "nmi", "init" or "sipi" for the CPU. TSC is now + tsc_offset()."""
         super().__init__(name or f"lapic{index}", clock)
         self.index = index
         self.bus = bus
@@ -179,7 +179,7 @@ class LocalApic(Device):
     def _power_on(self) -> LapicState:
         return LapicState(DEFAULT_BASE | BASE_ENABLE | (BASE_BSP if self.index == 0 else 0))
 
-    # --- reset ------------------------------------------------------------------------------------------------
+    # --- reset ---
 
     def reset(self, now: int) -> None:
         """Power-on."""
@@ -194,7 +194,7 @@ class LocalApic(Device):
         self._restart(fresh, now)
 
     def virtual_wire(self, now: int) -> None:
-        """What firmware leaves on the boot CPU: 8259 through LINT0, NMI on LINT1 (MP specification 1.4, 3.6.2.2)."""
+        """What firmware leaves on the boot CPU: 8259 on LINT0, NMI on LINT1 (MP specification 1.4)."""
         self.s.svr = 0x1FF
         self.s.lvt[_slot(LVT_LINT0)] = EXTINT << 8
         self.s.lvt[_slot(LVT_LINT1)] = NMI << 8
@@ -207,7 +207,7 @@ class LocalApic(Device):
         self.s = fresh
         self._update(now)
 
-    # --- what the CPU sees ------------------------------------------------------------------------------------
+    # --- what the CPU sees ---
 
     @property
     def mmio_base(self) -> int:
@@ -253,7 +253,7 @@ class LocalApic(Device):
         in_service = max(self.s.isr.bit_length() - 1, 0) & 0xF0
         return tpr if tpr & 0xF0 >= in_service else in_service
 
-    # --- MSRs -------------------------------------------------------------------------------------------------
+    # --- MSRs ---
 
     @staticmethod
     def owns_msr(msr: int) -> bool:
@@ -337,7 +337,7 @@ class LocalApic(Device):
     def _x2apic_ldr(self) -> int:
         return self.index >> 4 << 16 | 1 << (self.index & 15)
 
-    # --- the register page ------------------------------------------------------------------------------------
+    # --- the register page ---
 
     def mmio_read(self, offset: int, size: int, now: int) -> int:
         """A load from the register page. Registers are 32 bits on 16-byte boundaries; the rest reads as 0."""
@@ -350,8 +350,11 @@ class LocalApic(Device):
         return value >> 8 * at & (1 << 8 * size) - 1 if at < 4 else 0
 
     def mmio_write(self, offset: int, size: int, value: int, now: int) -> None:
-        """A store to the register page. Anything but a whole aligned register is undefined; here it is ignored,
-        except that the low bytes of a wider store are taken."""
+        """A store to the register page.
+
+        Anything but a whole aligned register is undefined; here it does nothing, except that a wider store
+        writes its low four bytes.
+        """
         if offset & 15 or size < 4:
             return
         value &= 0xFFFF_FFFF
@@ -458,7 +461,7 @@ class LocalApic(Device):
         else:
             s.lvt[slot] = value
 
-    # --- requests ---------------------------------------------------------------------------------------------
+    # --- requests ---
 
     def accept(self, mode: int, vector: int, level: bool, now: int) -> bool:
         """A message of the bus arrives. Returns whether it is taken."""
@@ -621,7 +624,7 @@ class LocalApic(Device):
             return tpr
         return max(tpr & 0xF0, isr & 0xF0, irr & 0xF0)
 
-    # --- timer ------------------------------------------------------------------------------------------------
+    # --- timer ---
 
     def event(self, event: str, now: int) -> None:
         """The timer expires."""
@@ -652,7 +655,7 @@ class LocalApic(Device):
         return s.initial - (elapsed - s.count) % s.initial
 
     def _arm(self, now: int) -> None:
-        """Schedule the next expiry, if its interrupt is unmasked. An expiry at ``now`` has already happened."""
+        """Schedule the next expiry, if it can interrupt. An expiry at ``now`` has already happened."""
         s = self.s
         when = None
         mode = self._timer_mode()
@@ -690,8 +693,9 @@ def _exists(register: int) -> bool:
 
 
 _REGISTERS = frozenset(
-    (ID, VERSION, TPR, APR, PPR, EOI, RRD, LDR, DFR, SVR, *range(ISR, ESR, 0x10), ESR, ICR, ICR2)
-    + (*range(LVT_TIMER, LVT_ERROR + 1, 0x10), INITIAL_COUNT, CURRENT_COUNT, DIVIDE, SELF_IPI)
+    {ID, VERSION, TPR, APR, PPR, EOI, RRD, LDR, DFR, SVR, ESR, ICR, ICR2}
+    | {*range(ISR, ESR, 0x10), *range(LVT_TIMER, LVT_ERROR + 1, 0x10)}
+    | {INITIAL_COUNT, CURRENT_COUNT, DIVIDE, SELF_IPI}
 )
 
 _X2APIC_WRITABLE = {

@@ -3,11 +3,12 @@
 Knows request lines, its four command ports, ELCR, and one output line, INTR. It may not know who raises a
 request or whether the output goes to a CPU or to a local APIC.
 
-As in every chipset since the PS/2, the cascade is wired (slave on IR2) and the trigger mode of each line comes
-from ELCR: ICW3, and LTIM of ICW1, are accepted and mean nothing. Only 8086 mode is there.
+As in every chipset since the PS/2, the cascade is wired (slave on IR2) and the trigger mode of each line
+comes from ELCR: ICW3, and LTIM of ICW1, are accepted and mean nothing. Only 8086 mode is there.
 
-A request in edge mode must stay high until it is acknowledged (data sheet, "Edge and level triggered modes"): the
-latch falls with the line. An acknowledge that finds nothing gives IR7 of the chip asked, without a bit in ISR.
+A request in edge mode must stay high until it is acknowledged (data sheet, "Edge and level triggered
+modes"): the latch falls with the line. An acknowledge that finds nothing gives IR7 of the chip asked,
+without a bit in ISR.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class Pic(Device):
         """Level of INTR."""
         return self.s.chips[MASTER].out
 
-    # --- lines and priorities ---------------------------------------------------------------------------------
+    # --- lines and priorities ---
 
     def _set_line(self, which: int, irq: int, level: int, now: int) -> None:
         chip = self.s.chips[which]
@@ -182,7 +183,7 @@ class Pic(Device):
                 self.line(0, now)
         self._update(which, now)
 
-    # --- ports ------------------------------------------------------------------------------------------------
+    # --- ports ---
 
     def _read_master(self, offset: int, size: int, now: int) -> int:
         return self._read(MASTER, offset, now)

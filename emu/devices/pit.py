@@ -1,14 +1,15 @@
 """8254 programmable interval timer (Intel 82C54 data sheet, 231244) and port 0x61 of the PC around it.
 
-Knows its three counters, its clock of 105/88 MHz (1.193182 MHz) as a function of virtual time, and the line that
-OUT0 drives. It may not know which interrupt controller listens, nor make a sound.
+Knows its three counters, its clock of 105/88 MHz (1.193182 MHz) as a function of virtual time, and the line
+that OUT0 drives. It may not know which interrupt controller listens, nor make a sound.
 
-Everything is arithmetic on the index of the last CLK pulse, ``now * 105 // 88000``. A counting element is never
-stepped: while it counts, its contents follow from when it was loaded and with what. Only counter 0 has events,
-at the changes of OUT0, because only OUT0 drives a line.
+Everything is arithmetic on the index of the last CLK pulse, ``now * 105 // 88000``. A counting element is
+never stepped: while it counts, its contents follow from when it was loaded and with what. Only counter 0
+has events, at the changes of OUT0, because only OUT0 drives a line.
 
-A written count enters the counting element with the next CLK pulse (modes 2 and 3, when already counting: at the
-end of the period or half period). Until then it is `next_value`, due at `next_at`, and the old count still runs.
+A written count enters the counting element with the next CLK pulse (modes 2 and 3, when already counting:
+at the end of the period or half period). Until then it is `next_value`, due at `next_at`, and the old count
+still runs.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ class Pit(Device):
         """OUT0 changes, or counter 0 takes over a new count."""
         self._drive_out0(clocks_at(now), now)
 
-    # --- ports ------------------------------------------------------------------------------------------------
+    # --- ports ---
 
     def read(self, offset: int, size: int, now: int) -> int:
         """Read a counter. The hottest register of the machine: Linux polls it to calibrate the TSC."""
@@ -160,7 +161,7 @@ class Pit(Device):
         self.s.port61 = value & 0x0F
         _set_gate(c, value & 1, clock)
 
-    # --- commands ---------------------------------------------------------------------------------------------
+    # --- commands ---
 
     def _read_back(self, value: int, clock: int) -> None:
         """Read-back command: latch count (bit 5 low) and status (bit 4 low) of the chosen counters."""
@@ -218,7 +219,7 @@ class Pit(Device):
             self.at(tick_of_clock(change), "out0")
 
 
-# --- one counter --------------------------------------------------------------------------------------------------
+# --- one counter ---
 
 
 def _control(c: Counter, value: int, clock: int) -> None:
@@ -265,10 +266,9 @@ def _set_gate(c: Counter, gate: int, clock: int) -> None:
     elif c.mode in (2, 3):  # it enables counting, its rising edge reloads, and OUT is high while it is low
         if gate and c.count:
             c.next_at, c.next_value = clock + 1, c.count
-        elif not gate:
-            if c.running:
-                c.value, c.running = _held(c, clock), False
-                c.next_at = _NOTHING  # a count that waited for the end of the period now waits for the trigger
+        elif not gate and c.running:
+            c.value, c.running = _held(c, clock), False
+            c.next_at = _NOTHING  # what waited for the end of the period now waits for the trigger
     elif gate and c.count:  # modes 1 and 5: a trigger
         c.next_at, c.next_value = clock + 1, c.count
 

@@ -1,12 +1,12 @@
 """The standard PC: all devices, wired as on a q35 board.
 
-Knows every device and who is wired to whom; no CPU and no memory. It is built with callbacks for what leaves the
-board: CPU pins, INIT/SIPI/NMI, power, and serial output.
+Knows every device and who is wired to whom; no CPU and no memory. It is built with callbacks for what
+leaves the board: CPU pins, INIT/SIPI/NMI, power, and serial output.
 
-Interrupt lines are numbered as the operating system sees them (GSI): ISA IRQ n goes to the 8259 pair and to I/O APIC
-pin n, except that IRQ 0 is on pin 2, and the cascade (IRQ 2) is on none. Several sources may share a line; it is
-asserted while any of them asserts it. With the HPET's legacy replacement, timers 0 and 1 take the places of the 8254
-and the RTC on IRQ 0 and 8.
+Interrupt lines are numbered as the operating system sees them (GSI): ISA IRQ n goes to the 8259 pair and to
+I/O APIC pin n, except that IRQ 0 is on pin 2, and the cascade (IRQ 2) is on none. Several sources may share
+a line; it is asserted while any of them asserts it. With the HPET's legacy replacement, timers 0 and 1 take
+the places of the 8254 and the RTC on IRQ 0 and 8.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from emu.devices.device import Device, Line
 from emu.devices.hpet import Hpet
 from emu.devices.ioapic import PINS, IoApic
 from emu.devices.lapic import ApicBus, LocalApic
-from emu.devices.pci import HostBridge, LpcBridge, PciHost
+from emu.devices.pci import HostBridge, LpcBridge, PciFunction, PciHost
 from emu.devices.pic import Pic
 from emu.devices.pit import Pit
 from emu.devices.post import Post
 from emu.devices.rtc import DEFAULT_EPOCH, Rtc
 from emu.devices.uart import Uart
 from emu.errors import ConfigError
+from emu.memory import low_split
 
 COM = ((0x3F8, 4), (0x2F8, 3))
 """Base port and IRQ of each serial port."""
@@ -39,7 +40,7 @@ _TIMER_PIN = 2
 
 @dataclass
 class WiringState:
-    """Which sources assert each I/O APIC pin, as a set of bits per pin, and the levels of ISA IRQ 0 and 8 sources."""
+    """Which sources assert each I/O APIC pin, as bits, and the levels of the sources of ISA IRQ 0 and 8."""
 
     asserted: list[int] = field(default_factory=lambda: [0] * PINS)
     timer: int = 0  # what the 8254 and the RTC say, also while the HPET has replaced them
@@ -61,7 +62,7 @@ class Wiring(Device):
         self.s = WiringState()
 
     def source(self, gsi: int, isa: bool = False) -> Line:
-        """A new source on line ``gsi``; with ``isa`` it also drives the 8259 pair. To be called while building."""
+        """A new source on line ``gsi``; with ``isa`` it also drives the 8259s. Called while building."""
         bit = 1 << self._sources
         self._sources += 1
 
@@ -133,7 +134,8 @@ class Platform:
     * ``power(kind, now)``: the guest asked for "off" or "reset".
     * ``tsc_offset(cpu)``: guest TSC minus tick.
     * ``serial(port, byte, now)``: a character left COM1 (0) or COM2 (1).
-    * ``rtc_epoch``: seconds since 1970 at tick 0. ``memory``, ``low_memory``: bytes of RAM in all and below 4 GiB.
+    * ``rtc_epoch``: seconds since 1970 at tick 0. ``memory``, ``low_memory``: bytes of RAM in all and below
+      4 GiB.
     """
 
     def __init__(
@@ -228,13 +230,13 @@ class Platform:
         bus.add_all(self.apic_bus.regions())
         self.lapics[0].virtual_wire(0)
 
-    def plug(self, function: Any) -> None:
+    def plug(self, function: PciFunction) -> None:
         """Put one more PCI function into the machine. To be called before it runs."""
         self.pci.plug(function)
         self.devices.append(function)
         self.bus.add_all(function.regions())
 
-    # --- what CPUs do -----------------------------------------------------------------------------------------
+    # --- what CPUs do ---
 
     def acknowledge(self, cpu: int, now: int) -> int:
         """CPU ``cpu`` takes an interrupt: its vector, or -1 when there is none."""
@@ -263,7 +265,7 @@ class Platform:
         """WRMSR of one of the APIC's MSRs; False means #GP."""
         return self.lapics[cpu].write_msr(msr, value, now)
 
-    # --- what the world does ----------------------------------------------------------------------------------
+    # --- what the world does ---
 
     def receive(self, port: int, data: bytes, now: int) -> None:
         """Characters arrive at COM1 (0) or COM2 (1)."""
@@ -272,12 +274,10 @@ class Platform:
     def reset(self, now: int) -> None:
         """The board's reset line: every device as after power-on; the RTC goes on and keeps its RAM."""
         for device in self.devices:
-            reset = getattr(device, "reset", None)
-            if reset is not None:
-                reset(now)
+            device.reset(now)
         self.lapics[0].virtual_wire(now)
 
-    # --- state ------------------------------------------------------------------------------------------------
+    # --- state ---
 
     def state(self) -> dict[str, Any]:
         """The state of every device by name, and the bus's counters."""
@@ -295,8 +295,3 @@ class Platform:
             device.load(state[device.name])
         self.bus.load(state["bus"])
         self.pci.remap()
-
-
-def low_split(memory: int) -> int:
-    """Bytes of RAM below 4 GiB on q35: all, or 2 GiB when it would reach into the ECAM window."""
-    return memory if memory <= 0xB000_0000 else 0x8000_0000

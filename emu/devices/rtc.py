@@ -1,15 +1,16 @@
-"""MC146818 real-time clock and CMOS RAM (Motorola MC146818 data sheet; ICH9 data sheet 13.6 for the upper bank).
+"""MC146818 real-time clock and CMOS RAM (Motorola MC146818 data sheet; ICH9 data sheet 13.6, upper bank).
 
-Knows ports 0x70 to 0x73, virtual time, and its interrupt line. It may not know the host's clock: the date is a
-configured epoch plus virtual time.
+Knows ports 0x70 to 0x73, virtual time, and its interrupt line. It may not know the host's clock: the date
+is a configured epoch plus virtual time.
 
 Nothing ticks. The seconds follow from when they were last set; the flags of register C follow from which
 boundaries lie between the last look (`seen`) and now. Events exist only while an interrupt is enabled.
 
-The update cycle: UIP rises 244 + 1984 µs before the second ends, the registers change and UF sets when it falls,
-so that whoever reads UIP as 0 has at least 244 µs of steady registers, as the data sheet promises.
+The update cycle: UIP rises 244 + 1984 µs before the second ends, the registers change and UF sets when it
+falls, so that whoever reads UIP as 0 has at least 244 µs of steady registers, as the data sheet promises.
 
-Left out: daylight saving (DSE is stored; as in ICH9 nothing happens) and the square-wave output, which no PC wires.
+Left out: daylight saving (DSE is stored; as in ICH9 nothing happens) and the square-wave output, which no
+PC wires.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Rtc(Device):
         high_memory: int = 0,
         name: str = "rtc",
     ) -> None:
-        """``low_memory``: bytes of RAM below 4 GiB; ``high_memory``: bytes above, for the PC's memory-size cells."""
+        """``low_memory``, ``high_memory``: bytes of RAM below and above 4 GiB, for the memory-size cells."""
         super().__init__(name, clock)
         self.line = line
         self.s = RtcState(_firmware_cells(low_memory, high_memory), bytes(128), base_second=epoch)
@@ -95,7 +96,7 @@ class Rtc(Device):
         self._catch_up(now)
         self._update(now)
 
-    # --- ports ------------------------------------------------------------------------------------------------
+    # --- ports ---
 
     def read(self, offset: int, size: int, now: int) -> int:
         """Read the data port of either bank; the index ports are write-only."""
@@ -178,7 +179,7 @@ class Rtc(Device):
         if was_stopped and not self._stopped():
             self._set_time(now)
 
-    # --- the date ---------------------------------------------------------------------------------------------
+    # --- the date ---
 
     def _stopped(self) -> bool:
         """Whether time stands still and the cells are plain RAM."""
@@ -219,7 +220,8 @@ class Rtc(Device):
     def _set_time(self, now: int) -> None:
         """Go on from what the cells say. The divider is not touched: the second ends when it would have.
 
-        Values that are no date are carried over (32 January is 1 February); the data sheet leaves them undefined.
+        Values that are no date are carried over (32 January is 1 February); the data sheet leaves them
+        undefined.
         """
         s = self.s
         cell = s.ram
@@ -247,7 +249,7 @@ class Rtc(Device):
             return self._decode(value)
         return self._decode(value & 0x7F) % 12 + (12 if value & 0x80 else 0)
 
-    # --- interrupts -------------------------------------------------------------------------------------------
+    # --- interrupts ---
 
     def _period_pulses(self) -> int:
         """Periodic rate in pulses of 32.768 kHz, or 0 for none (data sheet table 5, time base 32.768 kHz)."""

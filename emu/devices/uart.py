@@ -5,11 +5,11 @@ at the other end of the cable, nor which interrupt controller it is wired to.
 
 Two liberties that the data sheet leaves to the world outside the chip:
 
-* Characters take no time on the wire. A byte written to THR is in the sink at the same tick and the transmitter
-  is empty again; pacing by the divisor would only make a console slow. The THRE interrupt still goes away and
-  comes back with each byte, so an edge-triggered controller sees every one.
-* The sender at the other end obeys flow control perfectly: what `receive` is given waits in `pending` (part of
-  the state) and enters the FIFO as the guest makes room. So a receiver overrun only happens in loopback.
+* Characters take no time on the wire. A byte written to THR is in the sink at the same tick and the
+  transmitter is empty again; pacing by the divisor would only make a console slow. The THRE interrupt still
+  goes away and comes back with each byte, so an edge-triggered controller sees every one.
+* The sender at the other end obeys flow control perfectly: what `receive` is given waits in `pending` (part
+  of the state) and enters the FIFO as the guest makes room. So a receiver overrun only happens in loopback.
 
 The character timeout is the exception: it is four character times of the programmed divisor and format, in
 virtual time, because drivers depend on it being neither zero nor infinite.
@@ -114,7 +114,7 @@ class Uart(Device):
         self.s.timeout_pending = True
         self._update(now)
 
-    # --- registers --------------------------------------------------------------------------------------------
+    # --- registers ---
 
     def read(self, offset: int, size: int, now: int) -> int:
         """A byte read from the register at ``offset``."""
@@ -212,7 +212,7 @@ class Uart(Device):
         s.msr = level | s.msr & 0x0F | changed & 0x0F
         self._fill(now)  # the receiver listens to the cable again after loopback
 
-    # --- transmitter and receiver -----------------------------------------------------------------------------
+    # --- transmitter and receiver ---
 
     def _transmit(self, value: int, now: int) -> None:
         s = self.s
@@ -284,7 +284,7 @@ class Uart(Device):
         clocks = 4 * halves * 8 * (self.s.divisor or 0x10000)
         return -(-clocks * 1_000_000_000 // BASE_BAUD_HZ)
 
-    # --- interrupt --------------------------------------------------------------------------------------------
+    # --- interrupt ---
 
     def _cause(self) -> int:
         """IIR bits 3:0: the pending enabled interrupt of highest priority (data sheet table V)."""

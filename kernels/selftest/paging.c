@@ -13,7 +13,7 @@ uint64_t pml4[512] __attribute__((aligned(4096)));
 uint64_t low_pdpt[512] __attribute__((aligned(4096)));
 static uint64_t low_pd[4][512] __attribute__((aligned(4096)));
 static uint64_t user_pt[512] __attribute__((aligned(4096)));
-static uint64_t test_pdpt[512] __attribute__((aligned(4096)));
+uint64_t test_pdpt[512] __attribute__((aligned(4096)));
 uint64_t test_pd[512] __attribute__((aligned(4096)));
 static uint64_t test_pt[TEST_TABLES][512] __attribute__((aligned(4096)));
 static uint8_t user_stack[4 * PAGE] __attribute__((aligned(4096)));

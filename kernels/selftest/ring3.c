@@ -260,9 +260,9 @@ static void test_syscall(void) {
   expect("ss", syscall_ss, KERNEL_SS);
   expect("rsp is unchanged", syscall_rsp, USER_STACK);
   wrmsr(MSR_FMASK, ID);
-  expect("arrives", user_call_as(user_syscall, 0, USER_CS, 2 | ID), SYSCALL_TAKEN);
-  expect("another mask", syscall_flags & (ID | DF_FLAG), DF_FLAG);
-  __asm__ volatile("cld");
+  expect("arrives", user_call_as(user_syscall, 0, USER_CS, 2 | ID | IF), SYSCALL_TAKEN);
+  cli();
+  expect("another mask", syscall_flags & (ID | IF), IF);
   wrmsr(MSR_FMASK, 0x700);
   wrmsr(MSR_EFER, rdmsr(MSR_EFER) & ~1UL);
   expect("#UD without EFER.SCE", user_call(user_syscall, 0), UD);

@@ -135,7 +135,7 @@ void mmu_init(void);
 volatile uint64_t *pte(uint64_t va);   /* the 4 KiB entry of a TEST_VA or USER_VA address */
 void map(uint64_t va, uint64_t pa, uint64_t bits);   /* sets the entry and INVLPGs */
 void unmap_tests(void);                /* clears all TEST_VA entries and flushes */
-extern uint64_t pml4[512], low_pdpt[512], test_pd[512];
+extern uint64_t pml4[512], low_pdpt[512], test_pdpt[512], test_pd[512];
 
 /* ---- machine (acpi.c, pic.c, lapic.c, hpet.c) ------------------------------------------------------------- */
 

@@ -1,0 +1,341 @@
+"""`luemu run`: one or more live updates from boot to verified finish, for people and for machines."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import select
+import shlex
+import sys
+import termios
+import time
+import tty
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from emu.debug.output import Paint, UsageError, amount, clean, fail, parse_number, print_json, size
+from emu.debug.phases import NAMES, Record
+from emu.debug.update import MAX_INSTRUCTIONS, Options, Result, Update, split_command
+from emu.errors import ConfigError, EmuError, ImageError
+from emu.initproto import Transcript
+from emu.machine import Machine, Stop, StopKind
+
+EXAMPLE = """\
+example: one update of a Linux that preserves a memfd in a session
+  luemu run --old bzImage --new bzImage --file ./lu:/bin/lu \\
+            --before 'lu s1 S:one F:0x1:4K:all' --after 'lu s2 S:one F:0x1:4K:all'
+
+--before and --after may be given several times; each CMD is split like shell words and run without
+a shell, as root, with PATH=/bin:/sbin. --old and --new take a bzImage or an ELF file; symbols are
+read from System.map or vmlinux beside it. WHEN is a phase (P9), an instruction number, or a moment:
+J (the old kernel jumps), K (the new one adopts memory), F (it has freed the rest).
+"""
+_INTERACTIVE_SLICE = 5_000_000
+_MOMENTS = ("J", "K", "F")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the subcommand."""
+    p = subparsers.add_parser(
+        "run",
+        help="perform a live update and verify it",
+        description="Boot the old kernel, update to the new one, verify what crossed.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    a = p.add_argument
+    a("--old", metavar="KERNEL", help="bzImage or ELF of the kernel that is replaced")
+    a("--new", metavar="KERNEL", help="the kernel that replaces it (default: the same)")
+    a("--symbols", metavar="FILE", help="System.map or ELF with the symbols of both kernels")
+    a("--old-symbols", metavar="FILE", help="the same for the old kernel only")
+    a("--new-symbols", metavar="FILE", help="the same for the new kernel only")
+    a("--memory", default="512M", metavar="SIZE", help="RAM of the machine (default 512M)")
+    a("--cmdline", default="", metavar="TEXT", help="added to the kernels' command line")
+    a("--before", action="append", default=[], metavar="CMD", help="run this before each update")
+    a("--after", action="append", default=[], metavar="CMD", help="run this after each update")
+    a("--file", action="append", default=[], metavar="HOST:GUEST", help="put a host file into the machine")
+    a("--no-libs", action="store_true", help="do not add the libraries that programs need")
+    a("--initramfs", metavar="FILE", help="a cpio archive to begin with")
+    a("--updates", default="1", metavar="N", help="how many updates in a row (default 1; 0: only --before)")
+    a("--interactive", action="store_true", help="a shell on the console, on this terminal")
+    a("--record-input", metavar="FILE", help="write what is typed, with its ticks")
+    a("--replay-input", metavar="FILE", help="type what was recorded, at the same ticks")
+    a("--save", action="append", default=[], metavar="WHEN=FILE", help="keep the machine at a moment")
+    a("--dump", action="append", default=[], metavar="WHEN=FILE", help="keep its memory: raw, .zst or .elf")
+    a("--trace", metavar="FILE", help="write what happens as JSON lines")
+    a("--max-instructions", default=str(MAX_INSTRUCTIONS), metavar="N", help="give up after this many")
+    a("--strict-memory", action="store_true", help="end the run at an access to nothing")
+    a("--raw", action="store_true", help="observe nothing: no symbols, no phases, no verdict")
+    a("-v", "--verbose", action="store_true", help="show the console and the programs' output")
+    a("--json", action="store_true", help="one JSON document on stdout")
+    p.set_defaults(func=run)
+
+
+def _when(text: str, option: str) -> tuple[str, Path]:
+    when, separator, file = text.partition("=")
+    known = when in _MOMENTS or when in NAMES
+    if not separator or not file or not (known or when[:1].isdigit()):
+        raise UsageError(f'"{text}" is not WHEN=FILE (WHEN: J, K, F, P1 to P22, or an instruction number)', option)
+    if not known:
+        when = str(parse_number(when, option))
+    return when, Path(file)
+
+
+def options(args: argparse.Namespace) -> Options:
+    """Options of the command line. Raises UsageError."""
+    if args.old is None:
+        raise UsageError("no kernel to boot: give --old (a bzImage or ELF), and --new if it is another", "--old")
+    old = Path(args.old)
+    files: list[tuple[Path, str]] = []
+    for text in args.file:
+        host, separator, guest = text.rpartition(":")
+        if not separator or not host or not guest.startswith("/"):
+            raise UsageError(f'"{text}" is not HOST:GUEST with an absolute path in the guest', "--file")
+        files.append((Path(host), guest))
+    updates = parse_number(args.updates, "--updates")
+    if not updates and (args.after or args.new):
+        raise UsageError("with --updates 0 there is no update: --after and --new make no sense", "--updates")
+    if args.interactive and args.json and not args.replay_input:
+        raise UsageError("cannot be combined with --json", "--interactive")
+    for command in (*args.before, *args.after):
+        split_command(command)
+    at = [("save", *_when(t, "--save")) for t in args.save] + [("dump", *_when(t, "--dump")) for t in args.dump]
+    symbols = args.symbols
+    return Options(
+        old=old,
+        new=Path(args.new) if args.new else old,
+        old_symbols=_path(args.old_symbols or symbols),
+        new_symbols=_path(args.new_symbols or symbols),
+        memory=parse_number(args.memory, "--memory"),
+        cmdline=args.cmdline,
+        before=args.before,
+        after=args.after,
+        files=files,
+        libraries=not args.no_libs,
+        updates=updates,
+        initramfs=_path(args.initramfs),
+        interactive=args.interactive,
+        raw=args.raw,
+        strict_memory=args.strict_memory,
+        max_instructions=parse_number(args.max_instructions, "--max-instructions"),
+        at=at,
+    )
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+class Progress:
+    """One line on a terminal that says where the run is; nothing in a pipe."""
+
+    def __init__(self, update: Update, on: bool) -> None:
+        self.update = update
+        self.on = on
+        self.next = 0.0
+        self.shown = False
+
+    def __call__(self, machine: Machine) -> None:
+        now = time.monotonic()
+        if not self.on or now < self.next:
+            return
+        self.next = now + 0.1
+        observer = self.update.observer
+        phase = f"{observer.phase}, kernel {observer.generation}" if observer else "running"
+        print(f"\r\033[K{machine.instructions / 1e6:,.0f} M instructions  {phase}", end="", file=sys.stderr, flush=True)
+        self.shown = True
+
+    def clear(self) -> None:
+        if self.shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            self.shown = False
+
+
+class Trace:
+    """JSON lines: phases, programs, the end."""
+
+    def __init__(self, path: Path, update: Update) -> None:
+        try:
+            self.file: IO[str] = path.open("w")
+        except OSError as e:
+            raise ImageError(f"cannot be written: {e.strerror}", str(path)) from None
+        self.update = update
+        self.programs = 0
+        self.ended: set[int] = set()
+        if update.observer is not None:
+            update.observer.on_phase = self.phase
+
+    def write(self, event: str, **values: object) -> None:
+        m = self.update.machine
+        line = {"event": event, "tick": m.ticks, "instruction": m.instructions, **values}
+        self.file.write(json.dumps(line) + "\n")
+
+    def phase(self, record: Record) -> None:
+        self.write("phase", id=record.id, name=record.name, generation=record.generation)
+
+    def records(self, t: Transcript) -> None:
+        for i, p in enumerate(t.programs):
+            if i >= self.programs:
+                self.programs = i + 1
+                self.write("program", argv=list(p.argv), when=p.when, generation=p.generation)
+            if p.ended and i not in self.ended:
+                self.ended.add(i)
+                self.write("exit", argv=list(p.argv), status=p.status, signal=p.signal)
+
+    def end(self, stop: Stop) -> None:
+        self.write("end", kind=stop.kind.value, message=stop.message)
+        self.file.close()
+
+
+@contextmanager
+def _raw_terminal() -> Iterator[bool]:
+    if not sys.stdin.isatty():
+        yield False
+        return
+    saved = termios.tcgetattr(sys.stdin)
+    try:
+        tty.setraw(sys.stdin)
+        yield True
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, saved)
+
+
+def _interact(update: Update, record: Path | None, limit: int) -> None:
+    """Let the terminal talk to the console until the machine stops. Ctrl-] leaves."""
+    m = update.machine
+    log = record.open("w") if record is not None else None
+    print("console of the machine; Ctrl-] leaves\r", file=sys.stderr)
+    with _raw_terminal():
+        while True:
+            skipped = m.ticks - m.instructions
+            stop = m.run(m.ticks + _INTERACTIVE_SLICE, max_instructions=limit)
+            if stop.kind is not StopKind.UNTIL:
+                update.ended = stop
+                break
+            idle = (m.ticks - m.instructions - skipped) / 1e9
+            if not any(p.when == "interactive" and not p.ended for p in update.transcript.programs):
+                continue  # nobody reads the console yet: what is typed would be lost
+            if select.select([sys.stdin], [], [], idle)[0]:
+                data = os.read(sys.stdin.fileno(), 256)
+                if b"\x1d" in data or not data:
+                    break
+                if log is not None:
+                    log.write(json.dumps([m.ticks, data.hex()]) + "\n")
+                m.type(data)
+    if log is not None:
+        log.close()
+
+
+def _replay(update: Update, path: Path, limit: int) -> None:
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        inputs = [(int(t), bytes.fromhex(d)) for t, d in lines]
+    except OSError as e:
+        raise ImageError(f"cannot be read: {e.strerror}", str(path)) from None
+    except (ValueError, TypeError) as e:
+        raise ImageError(f"is no recorded input: {e}", str(path)) from None
+    for tick, data in inputs:
+        stop = update.machine.run(tick, max_instructions=limit)
+        if stop.kind is not StopKind.UNTIL:
+            update.ended = stop
+            return
+        update.machine.type(data)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the subcommand: 0 if verified, 1 if not, 2 for bad usage or input."""
+    try:
+        o = options(args)
+        update = Update(o)
+    except (UsageError, ConfigError, ImageError) as e:
+        return fail(e, args.json)
+    progress = Progress(update, sys.stderr.isatty() and not args.verbose and not args.interactive)
+    if args.verbose or args.interactive:
+        out = sys.stderr.buffer if args.json else sys.stdout.buffer
+
+        def console(value: int) -> None:
+            out.write(bytes((value,)))
+            if value == 10 or args.interactive:
+                out.flush()
+
+        update.on_console = console
+    try:
+        trace = Trace(Path(args.trace), update) if args.trace else None
+        if trace is not None:
+            update.on_records = trace.records
+        if args.replay_input:
+            _replay(update, Path(args.replay_input), o.max_instructions)
+        elif args.interactive:
+            _interact(update, _path(args.record_input), o.max_instructions)
+        result = update.run(progress)
+        if trace is not None:
+            trace.end(result.stop)
+    except (ConfigError, ImageError) as e:
+        return fail(e, args.json)
+    except KeyboardInterrupt:
+        progress.clear()
+        print("luemu: interrupted", file=sys.stderr)
+        return 1
+    finally:
+        progress.clear()
+        update.machine.close()
+    if args.json:
+        print_json(result.plain())
+    else:
+        show(result, verbose=args.verbose)
+    return 0 if result.ok else 1
+
+
+def show(result: Result, *, verbose: bool = False) -> None:
+    """The result on one screen."""
+    paint = Paint(sys.stdout)
+    totals: dict[tuple[int, str], list[int]] = {}
+    for r in result.phases:
+        total = totals.setdefault((r.generation, r.id), [0, 0, 0])
+        total[0] += r.instructions
+        total[1] += r.ticks
+        total[2] += 1
+    if totals:
+        print(paint("bold", f"{'phase':<22}{'kernel':>7}{'times':>7}{'instructions':>17}{'microseconds':>15}"))
+        for (generation, id), (instructions, ticks, count) in totals.items():
+            name = NAMES[id] if id == "userspace" else f"{id:<4}{NAMES[id]}"
+            print(f"{name:<22}{generation:>7}{count:>7}{instructions:>17,}{ticks / 1000:>15,.1f}")
+    for i, u in enumerate(result.updates):
+        p = u["preserved"]
+        print(f"update {i + 1}: {u['old']['release']} -> {u['new']['release']}")
+        print(
+            f"  blackout {u['blackout_instructions']:,} instructions, {u['blackout_ticks'] / 1e6:,.3f} ms; "
+            f"of these {u['digest_instructions']:,} for the digest"
+        )
+        if p:
+            print(
+                f"  preserved {amount(p['pages'], 'page')} ({size(p['bytes'])}), of these "
+                f"{size(p['metadata_bytes'])} metadata; tree {size(p['tree_bytes'])}"
+            )
+        for s in u["sessions"]:
+            print(f"  session {clean(s['name'])}: {amount(len(s['files']), 'file')}")
+        print(f"  checked {amount(len(u['checked']), 'invariant')} at {', '.join(u['moments']) or 'no moment'}")
+    for program in result.programs:
+        status = program["status"]
+        how = "exit 0" if status == 0 else (f"exit {status}" if status is not None else f"signal {program['signal']}")
+        print(f"{program['when']} (kernel {program['generation']}): {clean(shlex.join(program['argv']))}: {how}")
+        if verbose or status != 0:
+            for line in program["output"].splitlines():
+                print("  | " + clean(line))
+    for v in result.violations:
+        at = "" if v["phys"] is None else f" ({v['phys']:#x})"
+        print(paint("red", f"{v['id']} at {v['moment']}: {v['message']}{at}"))
+    if result.epitaph:
+        print(result.epitaph)
+    print(f"state {result.state_hash} after {result.stop.instructions:,} instructions")
+    if result.ok:
+        print(paint("green", "ok"))
+    else:
+        for reason in result.reasons:
+            print(paint("red", f"not ok: {reason}"))
+
+
+__all__ = ["EmuError", "add_parser", "run"]
