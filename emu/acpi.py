@@ -206,7 +206,6 @@ def dsdt(ncpus: int, high_window: tuple[int, int] | None = None) -> bytes:
                 aml.memory32_fixed(pci.ECAM_BASE, pci.ECAM_SIZE, True),
                 aml.io(acpipm.PM_BASE, 0x80),
                 aml.io(0x4D0, 2),
-                aml.io(0x92, 1),
             ),
         ),
     )

@@ -138,7 +138,7 @@ STATE_WORDS: tuple[str, ...] = (
     *"rip rflags hflags hflags2".split(),
     *(f"{s}.{part}" for s in _SEGMENTS for part in ("selector", "base", "limit", "flags")),
     *"cr0 cr2 cr3 cr4 efer xcr0 dr0 dr1 dr2 dr3 dr6 dr7".split(),
-    *"fpu.top fpu.status fpu.control fpu.tags mxcsr".split(),
+    *"fpu.top fpu.status fpu.control fpu.tags fpu.opcode fpu.ip fpu.dp mxcsr".split(),
     *"sysenter_cs sysenter_esp sysenter_eip star vm_hsave_pa lstar cstar fmask kernel_gs_base".split(),
     *"tsc_aux misc_enable pat".split(),
     *(f"mtrr_fixed{i}" for i in range(11)),

@@ -1,7 +1,7 @@
 """What the CPU says it is: one versioned table, part of the machine description.
 
-An AMD EPYC (it has SVM, for guests that run guests), without what the engine lacks (AVX and all
-that builds on it), would take from the host (RDRAND, RDSEED) or does not model (machine checks,
+An AMD EPYC (it has SVM, for guests that run guests), without what the engine lacks or gets wrong (AVX
+and all that builds on it, BMI), would take from the host (RDRAND, RDSEED) or does not model (machine checks,
 MONITOR/MWAIT). Sources: AMD64 Architecture Programmer's Manual vol. 3 appendix E, and the values
 of a first-generation EPYC.
 
@@ -30,7 +30,7 @@ _VIRTUAL_BITS = 48
 LEAF1_ECX = _bits(0, 1, 9, 13, 19, 20, 22, 23, 25) | _bits(21, 24, 31)
 # SSE3 PCLMULQDQ SSSE3 CX16 SSE4.1 SSE4.2 MOVBE POPCNT AES; x2APIC TSC-deadline hypervisor
 LEAF1_EDX = 0x078BFBFD & ~_bits(7, 14)  # no MCE, MCA
-LEAF7_EBX = _bits(3, 7, 8, 19, 20, 23)  # BMI1 SMEP BMI2 ADX SMAP CLFLUSHOPT
+LEAF7_EBX = _bits(7, 19, 20, 23)  # SMEP ADX SMAP CLFLUSHOPT (the engine computes BMI flags wrongly)
 EXT1_ECX = _bits(0, 2, 4, 5, 6)  # LAHF SVM CR8 ABM SSE4A
 EXT1_EDX = 0x2DD3FBFD & ~_bits(7, 14)
 

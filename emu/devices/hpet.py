@@ -4,7 +4,8 @@ Knows its 1 KiB of registers, virtual time, and three ways out: I/O APIC pins (`
 8254 and the RTC on IRQ 0 and 8 (``legacy``), and a notice that these places change hands (``replace``).
 Message interrupts (FSB) are not offered.
 
-The main counter follows from when it was started. A timer has an event while a match would do something.
+The main counter follows from when it was started, and a periodic comparator from when it was last looked at. A
+timer has an event only while a match can be seen from outside: a forgotten one does not keep an idle machine busy.
 
 Choices where the specification leaves one:
 
@@ -52,6 +53,7 @@ class Timer:
     config: int = 0
     comparator: int = _ALL
     period: int = 0
+    seen: int = 0  # main counter up to which `comparator` has moved on
     output: int = 0
 
 
@@ -107,8 +109,7 @@ class Hpet(Device):
         """A timer's comparator matches."""
         number = int(event.removeprefix("timer"))
         t = self.s.timers[number]
-        if t.config & PERIODIC:
-            t.comparator = t.comparator + t.period & self._width(t)
+        self._advance(now)
         if t.config & LEVEL:
             self.s.status |= 1 << number
             if t.config & INT_ENABLE:
@@ -134,6 +135,7 @@ class Hpet(Device):
             field_, value_ = _LOW << 8 * (offset & 4), value << 8 * (offset & 4)
         register = offset & ~7
         s = self.s
+        self._advance(now)
         if register == GENERAL_CONFIG:
             self._write_config(_merge(s.config, value_, field_) & (ENABLE | LEGACY), now)
         elif register == GENERAL_STATUS:
@@ -142,6 +144,8 @@ class Hpet(Device):
             # Writing a running counter is undefined; here it goes on from the new value.
             s.counter = _merge(self._counter(now), value_, field_)
             s.counter_at = now
+            for t in s.timers:
+                t.seen = s.counter
             self._arm_all(now)
         elif register >= FIRST_TIMER:
             number, which = divmod(register - FIRST_TIMER, 0x20)
@@ -165,6 +169,7 @@ class Hpet(Device):
             if number < TIMERS and which == 0:
                 return s.timers[number].config | _TIMER_CAPS
             if number < TIMERS and which == 8:
+                self._advance(now)
                 return s.timers[number].comparator
         return 0
 
@@ -234,6 +239,19 @@ class Hpet(Device):
             return s.counter
         return s.counter + (now - s.counter_at) // TICKS_PER_COUNT & _ALL
 
+    def _advance(self, now: int) -> None:
+        """Move the comparators of periodic timers past the matches that have happened."""
+        counter = self._counter(now)
+        for t in self.s.timers:
+            passed = counter - t.seen & _ALL
+            if passed and t.config & PERIODIC and t.period:
+                width = self._width(t)
+                first = t.comparator - t.seen & width or width + 1
+                if passed >= first:
+                    matches = 1 + (passed - first) // t.period
+                    t.comparator = t.comparator + matches * t.period & width
+            t.seen = counter
+
     @staticmethod
     def _width(t: Timer) -> int:
         return _LOW if t.config & MODE_32 else _ALL
@@ -246,8 +264,8 @@ class Hpet(Device):
         """Schedule the next match, if it would change anything."""
         s = self.s
         t = s.timers[number]
-        matters = t.config & (INT_ENABLE | LEVEL) or (t.config & PERIODIC and t.period)
-        if s.config & ENABLE and matters:
+        # A level-triggered timer shows its matches in the status register even without interrupts.
+        if s.config & ENABLE and t.config & (INT_ENABLE | LEVEL):
             width = self._width(t)
             distance = t.comparator - self._counter(now) & width or width + 1
             # Counts happen at whole multiples of the period after `counter_at`.

@@ -7,9 +7,10 @@ Everything is arithmetic on the index of the last CLK pulse, ``now * 105 // 8800
 never stepped: while it counts, its contents follow from when it was loaded and with what. Only counter 0
 has events, at the changes of OUT0, because only OUT0 drives a line.
 
-A written count enters the counting element with the next CLK pulse (modes 2 and 3, when already counting:
-at the end of the period or half period). Until then it is `next_value`, due at `next_at`, and the old count
-still runs.
+The data sheet loads CE with the CLK pulse after a write or a trigger. An I/O cycle of a PC takes longer than a
+CLK period, so that pulse falls within the access: here the count is in CE when the access is over, and drivers
+rely on it (they read a counter back right after they wrote it). A counter that already counts in mode 2 or 3
+takes a new count at the end of the period or half period: until then it is `next_value`, due at `next_at`.
 """
 
 from __future__ import annotations
@@ -199,7 +200,8 @@ class Pit(Device):
             if c.running and c.next_at == _NOTHING:
                 c.next_at = _period_end(c, clock)
         else:
-            c.next_at = clock + 1
+            c.next_at = clock
+            _load(c)
 
     def _drive_out0(self, clock: int, now: int) -> None:
         """Show OUT0 on the line and schedule its next change."""
@@ -265,12 +267,14 @@ def _set_gate(c: Counter, gate: int, clock: int) -> None:
             c.value, c.running = c.value - (clock - c.start), False
     elif c.mode in (2, 3):  # it enables counting, its rising edge reloads, and OUT is high while it is low
         if gate and c.count:
-            c.next_at, c.next_value = clock + 1, c.count
+            c.next_at, c.next_value = clock, c.count
+            _load(c)
         elif not gate and c.running:
             c.value, c.running = _held(c, clock), False
             c.next_at = _NOTHING  # what waited for the end of the period now waits for the trigger
     elif gate and c.count:  # modes 1 and 5: a trigger
-        c.next_at, c.next_value = clock + 1, c.count
+        c.next_at, c.next_value = clock, c.count
+        _load(c)
 
 
 def _held(c: Counter, clock: int) -> int:

@@ -33,6 +33,13 @@ EXPORT const char *core_bind(void *lib) {
     if (!(real.name = (ret(*) args)dlsym(lib, #name "_x86_64"))) return #name "_x86_64";
     REAL_FUNCTIONS(BIND)
 #undef BIND
+#define BIND_X87(name)                                                                             \
+    if (!(*(void **)&real.name = dlsym(lib, #name "_x86_64"))) return #name "_x86_64";
+#define BIND_X87_TYPED(type, name) BIND_X87(name)
+    X87_PLAIN(BIND_X87)
+    X87_REGISTER(BIND_X87)
+    X87_STORE(BIND_X87_TYPED)
+    X87_LOAD(BIND_X87_TYPED)
 #define BIND_PLAIN(name)                                                                           \
     if (!(*(void **)&real.name = dlsym(lib, #name))) return #name;
     BIND_PLAIN(qemu_system_reset_request)
@@ -83,6 +90,17 @@ int insn_index_of_host(struct tb *tb, uintptr_t ra) {
     return -1;
 }
 
+static u64 last_pc(struct tb *tb) {
+    const u8 *p = tb->code + tb->code_size;
+    u64 at = tb->pc;
+    for (int i = 0; i < tb->icount; i++) {
+        at += (u64)sleb128(&p);
+        sleb128(&p);
+        sleb128(&p);
+    }
+    return at;
+}
+
 static u64 linear_eip(struct core *c) {
     /* Block addresses are linear: CS.base + EIP (CS.base is 0 in 64-bit mode). */
     return c->tb ? c->env->eip + c->tb->cs_base : c->env->eip;
@@ -121,7 +139,7 @@ void forget_blocks(struct core *c) {
 void relimit(struct core *c) {
     u64 limit = c->clock->deadline < c->end ? c->clock->deadline : c->end;
     if (c->flush_at < limit) limit = c->flush_at;
-    if (c->irq | c->nmi | c->stop_request) limit = 0;
+    if (c->irq | c->nmi | c->stop_request | c->data_breakpoints || c->tlb_live >= TLB_LIVE_MAX) limit = 0;
     c->limit = limit;
 }
 EXPORT void core_relimit(struct core *c) { relimit(c); }
@@ -152,30 +170,30 @@ static bool probed(struct core *c, u64 pc) {
     return lo < c->probe_count && c->probe_set[lo] == pc;
 }
 
-/* VEX encodings (AVX) are not offered, but the engine would run them as SSE: make them #UD. */
+/* VEX encodings (AVX, BMI) are not offered, but the engine would run AVX as SSE: make them #UD. */
 static bool is_vex(struct core *c, u64 pc) {
     if (!(c->env->hflags & (1u << 15))) return false; /* only 64-bit code: C4/C5 are LES/LDS else */
     u32 op = real.cpu_ldub_code(c->env, pc);
-    if (op != 0xc4 && op != 0xc5) return false;
-    if (op == 0xc5) return true;
-    /* Three-byte VEX also encodes BMI1/BMI2, which the CPU model has. */
-    u32 map = real.cpu_ldub_code(c->env, pc + 1) & 0x1f;
-    u32 insn = real.cpu_ldub_code(c->env, pc + 3);
-    bool bmi = (map == 2 && (insn == 0xf2 || insn == 0xf3 || insn == 0xf5 || insn == 0xf6 || insn == 0xf7)) ||
-               (map == 3 && insn == 0xf0);
-    return !bmi;
+    return op == 0xc4 || op == 0xc5;
 }
 
 /* Returns true when the block must not run (the engine stops before it). */
 static NOINLINE bool slow_path(struct core *c, u64 pc, u32 insns) {
     struct clock *clk = c->clock;
     if (clk->ticks >= clk->deadline) c->cb.events(clk->ticks);
-    if (clk->ticks >= c->flush_at) {
+    if (clk->ticks >= c->flush_at || c->tlb_live >= TLB_LIVE_MAX) {
         while (c->flush_at <= clk->ticks) c->flush_at += c->flush_grid;
         itlb_flush(c);
         engine_tlb_flush(c);
         relimit(c);
         restart(c); /* look the block up again: that refills its own page's translation */
+    }
+    if (c->data_breakpoints) { /* a trap: after the instruction that made the access */
+        ENV_AT(c, u64, ENV_DR + 48) |= c->data_breakpoints;
+        c->data_breakpoints = 0;
+        relimit(c);
+        c->tb = NULL, c->tb_insns = 0;
+        real.raise_exception(c->env, 1);
     }
     if (c->nmi && nmi_possible(c)) {
         c->nmi = 0;
@@ -280,13 +298,12 @@ static void account_exception(struct core *c, u32 vector) {
     if (vector < 32) c->exceptions_by_vector[vector]++;
     c->store_addr = NEVER;
     bool trap = vector == 1 && (ENV_AT(c, u64, ENV_DR + 48) & 0x4000); /* single step: retired */
-    if (!trap) {
-        bool is_int = ENV_AT(c, int, ENV_EXC_IS_INT) != 0;
+    if (vector < 256 && ENV_AT(c, int, ENV_EXC_IS_INT)) {
+        /* INT n, INT3, INTO: the last instruction of its block, which retires. The engine has moved
+         * EIP past it; a fault in the delivery must report the instruction itself. */
+        if (c->tb_insns) c->env->eip = last_pc(c->tb) - c->tb->cs_base;
+    } else if (!trap) {
         uncharge(c);
-        if (is_int && c->tb_insns < (c->tb ? c->tb->icount : 0u)) {
-            c->clock->ticks++; /* INT n, INT3, INTO retire */
-            c->tb_insns++;
-        }
     }
     user_left(c);
     c->last_vector = vector;
@@ -328,20 +345,27 @@ EXPORT void cpu_loop_exit_noexc_x86_64(void *cpu) {
     real.cpu_loop_exit_noexc(cpu);
 }
 
+/* Unless the instruction that is being executed is the last of its block, leave the block before it
+ * and run it in a block of its own, so that what it causes is seen right after it. Only for accesses
+ * that have had no effect yet. */
+void leave_block(struct core *c, uintptr_t ra) {
+    if (!ra || !c->tb_insns) return;
+    int i = insn_index_of_host(c->tb, ra);
+    if (i < 0 || (u32)i + 1 >= c->tb->icount) return;
+    real.cpu_restore_state(c->cpu, ra, true);
+    CPU_AT(c, u32, CPU_CFLAGS_NEXT) = 1;
+    cpu_loop_exit_noexc_x86_64(c->cpu);
+}
+
 /* ---- memory-mapped devices ------------------------------------------------------------------ */
 
-/* Tick of the access being made. Unless its instruction is the last of the block, nothing has
- * happened yet: leave the block and run the instruction again in a block of its own. */
+/* Tick of the access being made, by the last instruction of a block. */
 static u64 mmio_now(struct core *c) {
     uintptr_t ra = CPU_AT(c, uintptr_t, CPU_MEM_IO_PC);
     if (!ra || !c->tb_insns) return c->clock->ticks;
+    leave_block(c, ra);
     int i = insn_index_of_host(c->tb, ra);
     if (i < 0 || (u32)i >= c->tb_insns) return c->clock->ticks;
-    if (c->tb->icount != 1 && (u32)i + 1 != c->tb->icount) {
-        real.cpu_restore_state(c->cpu, ra, true);
-        CPU_AT(c, u32, CPU_CFLAGS_NEXT) = 1;
-        cpu_loop_exit_noexc_x86_64(c->cpu);
-    }
     return c->clock->ticks - c->tb_insns + (u32)i;
 }
 

@@ -31,6 +31,7 @@ typedef uint64_t u64;
 #define PAGE_SIZE 4096UL
 #define PAGE_MASK (~(PAGE_SIZE - 1))
 #define NEVER (~0UL)
+#define TLB_LIVE_MAX 65536u /* with this many translations the guest's TLB is flushed */
 
 /* Offsets inside the engine (verified at start by emu/engine.py). */
 enum {
@@ -42,11 +43,15 @@ enum {
     CPU_EXCEPTION = 0x81a0,    /* CPUState.exception_index */
     CPU_TO_ENV = 0x8a50,       /* X86CPU.env inside X86CPU */
     ENV_EFER = 0x250,
-    ENV_FPSTT = 0x258,
+    ENV_FPSTT = 0x25c,
     ENV_FPUS = 0x260,
     ENV_FPUC = 0x262,
     ENV_FPTAGS = 0x264,
     ENV_FPREGS = 0x270,
+    ENV_FPOP = 0x2f0,
+    ENV_FPIP = 0x2f8,
+    ENV_FPDP = 0x300,
+    ENV_FP_FLAGS = 0x30a, /* fp_status.float_exception_flags */
     ENV_MXCSR = 0x330,
     ENV_XMM = 0x338, /* 64 bytes apart */
     ENV_STAR = 0x12d8,
@@ -207,6 +212,7 @@ struct core {
     u64 store_addr; /* virtual address of the store in a slow-path helper, or NEVER */
     u64 last_page; /* page of the last slow store */
     uintptr_t last_ra;
+    u64 data_breakpoints; /* DR6 bits of debug registers hit by the last instruction */
     bool triple, host_flush, from_itlb;
     void *region[MAX_BLOCKS]; /* the engine's memory regions of RAM */
     void *(*real_mapping)(void *, u64);
@@ -258,6 +264,8 @@ struct core {
     F(void, helper_outb, (void *, u32, u32))                                                       \
     F(void, helper_outw, (void *, u32, u32))                                                       \
     F(void, helper_outl, (void *, u32, u32))                                                       \
+    F(void, helper_fxrstor, (void *, u64))                                                         \
+    F(u64, cpu_ldq_data_ra, (void *, u64, uintptr_t))                                              \
     F(void, helper_sysret, (void *, int))                                                          \
     F(void, helper_iret_protected, (void *, int, int))                                             \
     F(void, helper_lret_protected, (void *, int, int))                                             \
@@ -290,13 +298,42 @@ struct core {
     F(void, x86_stl_phys, (void *, u64, u32))                                                      \
     F(void, x86_stl_phys_notdirty, (void *, u64, u32))                                             \
     F(void, x86_stq_phys, (void *, u64, u64))                                                      \
+    F(void, cpu_check_watchpoint, (void *, u64, u64, u32, int, uintptr_t))                         \
     F(void, update_fp_status, (void *))                                                            \
     F(void, update_mxcsr_status, (void *))                                                         \
     F(void, cpu_x86_update_dr7, (void *, u32))
 
+/* x87 helpers that take nothing, or a register number, and may raise floating-point flags. */
+#define X87_PLAIN(F)                                                                               \
+    F(helper_fadd_ST0_FT0) F(helper_fsub_ST0_FT0) F(helper_fsubr_ST0_FT0) F(helper_fmul_ST0_FT0)   \
+    F(helper_fdiv_ST0_FT0) F(helper_fdivr_ST0_FT0) F(helper_fcom_ST0_FT0) F(helper_fucom_ST0_FT0)  \
+    F(helper_fcomi_ST0_FT0) F(helper_fucomi_ST0_FT0) F(helper_fsqrt) F(helper_frndint)             \
+    F(helper_fscale) F(helper_fprem) F(helper_fprem1)
+#define X87_REGISTER(F)                                                                            \
+    F(helper_fadd_STN_ST0) F(helper_fsub_STN_ST0) F(helper_fsubr_STN_ST0) F(helper_fmul_STN_ST0)   \
+    F(helper_fdiv_STN_ST0) F(helper_fdivr_STN_ST0)
+#define X87_STORE(F)                                                                               \
+    F(u32, helper_fsts_ST0) F(u64, helper_fstl_ST0) F(int32_t, helper_fist_ST0)                    \
+    F(int32_t, helper_fistl_ST0) F(int64_t, helper_fistll_ST0) F(int32_t, helper_fistt_ST0)        \
+    F(int32_t, helper_fisttl_ST0) F(int64_t, helper_fisttll_ST0)
+#define X87_LOAD(F)                                                                                \
+    F(u32, helper_flds_ST0) F(u32, helper_flds_FT0) F(u64, helper_fldl_ST0) F(u64, helper_fldl_FT0)
+
 struct real {
 #define FIELD(ret, name, args) ret(*name) args;
     REAL_FUNCTIONS(FIELD)
+#undef FIELD
+#define FIELD(name) void (*name)(void *);
+    X87_PLAIN(FIELD)
+#undef FIELD
+#define FIELD(name) void (*name)(void *, int);
+    X87_REGISTER(FIELD)
+#undef FIELD
+#define FIELD(type, name) type (*name)(void *);
+    X87_STORE(FIELD)
+#undef FIELD
+#define FIELD(type, name) void (*name)(void *, type);
+    X87_LOAD(FIELD)
 #undef FIELD
     void (*qemu_system_reset_request)(void *);
     int (*uc_emu_start)(void *, u64, u64, u64, size_t);
@@ -317,6 +354,7 @@ static inline void user_left(struct core *c) {
     if ((c->env->hflags & 3) == 3) c->user_left = c->clock->ticks;
 }
 int insn_index_of_host(struct tb *tb, uintptr_t ra);
+void leave_block(struct core *c, uintptr_t ra);
 void forget_blocks(struct core *c);
 /* memory.c */
 void code_translated(struct core *c, u64 ram_addr);

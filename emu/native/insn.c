@@ -291,6 +291,17 @@ EXPORT void helper_syscall_x86_64(void *env_, int insn_size) {
     env->segs[2] = stack;
 }
 
+/* The engine keeps the address of the last x87 instruction, saves it, but does not restore it. */
+EXPORT void helper_fxrstor_x86_64(void *env, u64 addr) {
+    uintptr_t ra = RA;
+    struct core *c = core_of_env(env);
+    if (c) real.cpu_restore_state(c->cpu, ra, true); /* it may fault, and looks at its caller */
+    real.helper_fxrstor(env, addr);
+    if (c) {
+        ENV_AT(c, u64, ENV_FPIP) = real.cpu_ldq_data_ra(env, addr + 8, ra);
+    }
+}
+
 /* Returns to user mode are always the last instruction of their block: the clock is exact. */
 static void returned(struct core *c, u32 cpl_before) {
     if ((c->env->hflags & 3) != 3 || cpl_before == 3) return;

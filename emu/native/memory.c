@@ -116,14 +116,7 @@ static void leave_block_before_store(struct core *c, u64 page, uintptr_t ra) {
     if (!c->tb_insns || !ra) return;
     u64 addr = ram_addr_of_page(c->ram, page);
     if (c->tb->page_addr[0] != addr && c->tb->page_addr[1] != addr) return;
-    int i = insn_index_of_host(c->tb, ra);
-    if (i < 0 || (u32)i + 1 >= c->tb->icount) return;
-    real.cpu_restore_state(c->cpu, ra, true);
-    CPU_AT(c, u32, CPU_CFLAGS_NEXT) = 1;
-    uncharge(c);
-    c->tb = NULL;
-    c->tb_insns = 0;
-    real.cpu_loop_exit_noexc(c->cpu);
+    leave_block(c, ra);
 }
 
 EXPORT void tb_invalidate_phys_page_fast_x86_64(void *uc, void *pages, u64 start, int len, uintptr_t ra) {
@@ -191,6 +184,58 @@ PHYS(x86_stw_phys, u32)
 PHYS(x86_stl_phys, u32)
 PHYS(x86_stl_phys_notdirty, u32)
 PHYS(x86_stq_phys, u64)
+
+/* ---- data breakpoints ---------------------------------------------------------------------------
+ * The engine knows how to notice accesses to a watched page but not which are watched, nor how to
+ * raise the debug exception. */
+
+enum { WATCH_READ = 1, WATCH_WRITE = 2 };
+
+/* Debug registers (as bits) whose breakpoint covers a byte of [addr, addr + len) for this access. */
+static u64 debug_hits(struct core *c, u64 addr, u64 len, int access) {
+    u64 dr7 = ENV_AT(c, u64, ENV_DR + 56), hit = 0;
+    for (int i = 0; i < 4; i++) {
+        u64 kind = dr7 >> (16 + 4 * i) & 3, size = (dr7 >> (18 + 4 * i) & 3) + 1;
+        if (!(dr7 >> (2 * i) & 3) || !(kind & 1) || (kind == 1 && !(access & WATCH_WRITE))) continue;
+        if (size == 3) size = 8;
+        u64 at = ENV_AT(c, u64, ENV_DR + 8 * i) & ~(size - 1);
+        if (addr < at + size && at < addr + len) hit |= 1UL << i;
+    }
+    return hit;
+}
+
+EXPORT int cpu_watchpoint_address_matches_x86_64(void *cpu, u64 addr, u64 len) {
+    struct core *c = core_of_cpu(cpu);
+    if (!c || !(ENV_AT(c, u64, ENV_DR + 56) & 0xff)) return 0;
+    return (debug_hits(c, addr, len, WATCH_WRITE) ? WATCH_WRITE : 0) |
+           (debug_hits(c, addr, len, WATCH_READ) ? WATCH_READ : 0);
+}
+
+/* The set of breakpoints changed: every translation must ask again. */
+EXPORT int cpu_watchpoint_insert_x86_64(void *cpu, u64 addr, u64 len, int flags, void **out) {
+    struct core *c = core_of_cpu(cpu);
+    (void)addr, (void)len, (void)flags, (void)out;
+    if (c) engine_tlb_flush(c);
+    return 0;
+}
+EXPORT void cpu_watchpoint_remove_by_ref_x86_64(void *cpu, void *watchpoint) {
+    struct core *c = core_of_cpu(cpu);
+    (void)watchpoint;
+    if (c) engine_tlb_flush(c);
+}
+
+EXPORT void cpu_check_watchpoint_x86_64(void *cpu, u64 addr, u64 len, u32 attrs, int flags, uintptr_t ra) {
+    struct core *c = core_of_cpu(cpu);
+    if (!c) {
+        real.cpu_check_watchpoint(cpu, addr, len, attrs, flags, ra);
+        return;
+    }
+    u64 hit = debug_hits(c, addr, len, flags);
+    if (!hit) return;
+    leave_block(c, ra);
+    c->data_breakpoints |= hit;
+    relimit(c);
+}
 
 /* ---- interposed: translation ------------------------------------------------------------------ */
 

@@ -14,7 +14,8 @@ static const struct {
 } plain[] = {
     {ENV_EFER, 8}, {ENV_XCR0, 8},
     {ENV_DR, 8}, {ENV_DR + 8, 8}, {ENV_DR + 16, 8}, {ENV_DR + 24, 8}, {ENV_DR + 48, 8}, {ENV_DR + 56, 8},
-    {ENV_FPSTT, 4}, {ENV_FPUS, 2}, {ENV_FPUC, 2}, {ENV_FPTAGS, 8}, {ENV_MXCSR, 4},
+    {ENV_FPSTT, 4}, {ENV_FPUS, 2}, {ENV_FPUC, 2}, {ENV_FPTAGS, 8},
+    {ENV_FPOP, 2}, {ENV_FPIP, 8}, {ENV_FPDP, 8}, {ENV_MXCSR, 4},
     {0x12c0, 4}, {0x12c8, 8}, {0x12d0, 8}, /* SYSENTER CS, ESP, EIP */
     {ENV_STAR, 8}, {0x12e0, 8}, {ENV_LSTAR, 8}, {ENV_CSTAR, 8}, {ENV_FMASK, 8}, {0x1300, 8},
     {ENV_TSC_AUX, 8}, {0x1338, 8}, {0x14a0, 8}, /* TSC_AUX, MISC_ENABLE, PAT */

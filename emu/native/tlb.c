@@ -12,7 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LIVE_MAX 65536u /* at this many translations everything is flushed */
 #define KEY(c, page, idx) ((c)->tlb_gen << 38 | (u64)(idx) << 36 | ((page) & 0xfffffffffUL))
 #define VALUE_LARGE 8u
 
@@ -60,10 +59,6 @@ static void grow(struct core *c) {
 }
 
 static void insert(struct core *c, u64 page, int idx, u64 paddr, int prot, bool large) {
-    if (c->tlb_live >= LIVE_MAX) {
-        itlb_flush(c);
-        engine_tlb_flush(c);
-    }
     struct tlb_entry *e = slot(c, KEY(c, page, idx));
     if (e->key != KEY(c, page, idx)) {
         if (++c->tlb_used * 2 > c->tlb_size) {
@@ -114,6 +109,8 @@ EXPORT bool x86_cpu_tlb_fill_x86_64(void *cpu, u64 addr, int size, int access, i
         return true;
     }
     c->tlb_walks++;
+    /* When the table is full it is flushed right after this instruction (see relimit). */
+    if (c->tlb_live >= TLB_LIVE_MAX - 1 && access != 2) leave_block(c, ra);
     /* A fetch that faults does so between blocks: nothing of the last block is to be given back. */
     if (access == 2) {
         c->tb = NULL;
@@ -128,6 +125,7 @@ EXPORT void tlb_set_page_with_attrs_x86_64(void *cpu, u64 vaddr, u64 paddr, u32 
     if (c) {
         c->tlb_attrs = attrs;
         insert(c, vaddr >> 12, idx, paddr, prot, size > PAGE_SIZE);
+        if (c->tlb_live >= TLB_LIVE_MAX) relimit(c);
         size = PAGE_SIZE; /* large pages are flushed here, as a whole */
     }
     real.tlb_set_page_with_attrs(cpu, vaddr & PAGE_MASK, paddr & PAGE_MASK, attrs, prot, idx, size);
