@@ -323,6 +323,22 @@ class Cpu:
             raise ConfigError(f"CPU state has {len(words)} words, not {self._words}")
         self.lib.core.core_state_load(self.core, (U64 * self._words)(*words))
 
+    def freeze(self) -> tuple[bytes, bytes]:
+        """Architectural state and TLB for `thaw`, quickly and in no canonical order."""
+        out = (U64 * self._words)()
+        self.lib.core.core_state_save(self.core, out)
+        count = int(self.lib.core.core_tlb_save(self.core, None, 0))
+        tlb = (U64 * (2 * count))()
+        if count:
+            self.lib.core.core_tlb_save(self.core, tlb, 0)
+        return bytes(out), bytes(tlb)
+
+    def thaw(self, frozen: tuple[bytes, bytes]) -> None:
+        """Take over what `freeze` returned."""
+        words, tlb = frozen
+        self.lib.core.core_state_load(self.core, words)
+        self.lib.core.core_tlb_load(self.core, tlb, U64(len(tlb) // 16))
+
     def registers(self) -> dict[str, int]:
         return dict(zip(STATE_WORDS, self.words(), strict=True))
 
@@ -335,9 +351,9 @@ class Cpu:
 
     def tlb(self) -> list[int]:
         """Translations that the guest may still see: (key, value) pairs, flat, canonical order."""
-        count = int(self.lib.core.core_tlb_save(self.core, None))
+        count = int(self.lib.core.core_tlb_save(self.core, None, 1))
         out = (U64 * (2 * max(1, count)))()
-        self.lib.core.core_tlb_save(self.core, out)
+        self.lib.core.core_tlb_save(self.core, out, 1)
         return list(out[: 2 * count])
 
     def load_tlb(self, pairs: Sequence[int]) -> None:

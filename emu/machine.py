@@ -14,7 +14,8 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import pickle
+from collections.abc import Callable, Iterator, KeysView, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -90,51 +91,71 @@ class Description:
 class Snapshot:
     """An immutable state of a machine: a node in a tree that shares pages with its parent.
 
-    ``pages`` holds what was written since the parent (page number -> array, row).
+    It holds the pages written since the parent, and the rest of the machine in a form that is quick
+    to take and to restore (for files there is `Machine.save`).
     """
 
-    __slots__ = ("__weakref__", "cpus", "depth", "pages", "parent", "rest", "serial", "ticks", "uid")
-    _count = 0
+    __slots__ = ("__weakref__", "_addresses", "_contents", "cpus", "depth", "devices", "events", "parent",
+                 "serial", "skipped", "ticks")  # fmt: skip
 
     def __init__(
         self,
         parent: Snapshot | None,
         ticks: int,
-        cpus: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...],
-        rest: dict[str, Any],
+        skipped: int,
+        cpus: tuple[tuple[bytes, bytes], ...],
+        devices: tuple[bytes, ...],
+        events: list[list[object]],
         serial: tuple[bytes, ...],
-        pages: dict[int, tuple[U8Array, int]],
+        pages: list[int],
+        contents: U8Array,
     ) -> None:
         self.parent = parent
         self.depth = parent.depth + 1 if parent else 0
         self.ticks = ticks
+        self.skipped = skipped
         self.cpus = cpus
-        self.rest = rest
+        self.devices = devices
+        self.events = events
         self.serial = serial
-        self.pages = pages
-        Snapshot._count += 1
-        self.uid = Snapshot._count
+        self._contents = contents
+        first = contents.ctypes.data
+        self._addresses = {number: first + 4096 * i for i, number in enumerate(pages)}
 
-    def page(self, number: int) -> tuple[U8Array, int] | None:
-        """Contents of a page in this snapshot, None for a page of zeros never written."""
+    @property
+    def pages(self) -> KeysView[int]:
+        """Numbers of the pages written since the parent."""
+        return self._addresses.keys()
+
+    def address(self, number: int) -> int | None:
+        """Host address of a page's 4096 bytes in this snapshot; None for zeros, never written."""
         node: Snapshot | None = self
         while node is not None:
-            found = node.pages.get(number)
+            found = node._addresses.get(number)
             if found is not None:
                 return found
             node = node.parent
         return None
 
-    def all_pages(self) -> dict[int, tuple[U8Array, int]]:
-        """Every page that was ever written, with its contents here."""
-        chain: list[Snapshot] = []
+    def page(self, number: int) -> U8Array | None:
+        """Contents of a page in this snapshot (read-only), None for zeros."""
         node: Snapshot | None = self
         while node is not None:
-            chain.append(node)
+            found = node._addresses.get(number)
+            if found is not None:
+                view = node._contents[(found - node._contents.ctypes.data) // 4096]
+                view.flags.writeable = False
+                return view
             node = node.parent
-        out: dict[int, tuple[U8Array, int]] = {}
-        for node in reversed(chain):
-            out.update(node.pages)
+        return None
+
+    def all_pages(self) -> set[int]:
+        """Numbers of all pages that were ever written."""
+        out: set[int] = set()
+        node: Snapshot | None = self
+        while node is not None:
+            out.update(node._addresses)
+            node = node.parent
         return out
 
 
@@ -411,43 +432,61 @@ class Machine:
     def snapshot(self) -> Snapshot:
         """The machine's state now, as a child of the last snapshot taken or restored."""
         pages = self.memory.take_dirty()
-        numbers, contents = self.memory.gather(pages)
         self._base = Snapshot(
             self._base,
             self.ticks,
-            tuple((tuple(c.words()), tuple(c.tlb())) for c in self.cpus),
-            self._rest(),
+            int(self._time.skipped),
+            tuple(c.freeze() for c in self.cpus),
+            tuple(pickle.dumps(d.s, 5) for d in self.platform.devices),
+            self.clock.state(),
             tuple(bytes(s) for s in self.serial),
-            {int(n): (contents, i) for i, n in enumerate(numbers.tolist())},
+            pages,
+            self.memory.gather(pages)[1],
         )
         return self._base
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go to a snapshot of this machine. Raises ConfigError for one of another machine."""
-        line = set()
-        node: Snapshot | None = snapshot
+        changed = set(self._path(snapshot))
+        changed.update(self.memory.take_dirty())
+        self.memory.scatter({number: snapshot.address(number) for number in changed})
+        self._base = snapshot
+        self._time.ticks = snapshot.ticks
+        self._time.skipped = snapshot.skipped
+        moved = False
+        for device, frozen in zip(self.platform.devices, snapshot.devices, strict=True):
+            if pickle.dumps(device.s, 5) != frozen:
+                device.load(vars(pickle.loads(frozen)))
+                moved = True
+        if moved:
+            self.platform.pci.remap()
+        self.clock.load(snapshot.events)
+        for cpu, state in zip(self.cpus, snapshot.cpus, strict=True):
+            cpu.thaw(state)
+        for log, text in zip(self.serial, snapshot.serial, strict=True):
+            if len(log) != len(text) or log != text:
+                log[:] = text
+        self._ending = None
+
+    def _path(self, target: Snapshot) -> Iterator[int]:
+        """Pages that may differ between the last snapshot taken or restored and ``target``."""
+        if target is self._base:
+            return
+        line: set[Snapshot] = set()
+        node: Snapshot | None = target
         while node is not None:
             line.add(node)
             node = node.parent
         here = self._base
-        changed: set[int] = set()
         while here is not None and here not in line:
-            changed.update(here.pages)
+            yield from here.pages
             here = here.parent
         if here is None:
             raise ConfigError("this snapshot was taken on another machine")
-        changed.update(self.memory.take_dirty())
-        node = snapshot
+        node = target
         while node is not here and node is not None:
-            changed.update(node.pages)
+            yield from node.pages
             node = node.parent
-        sources: dict[int, int | None] = {}
-        for number in changed:
-            found = snapshot.page(number)
-            sources[number] = None if found is None else found[0].ctypes.data + 4096 * found[1]
-        self.memory.scatter(sources)
-        self._base = snapshot
-        self._load_rest(snapshot.rest, snapshot.cpus, snapshot.serial)
 
     def _load_rest(
         self,

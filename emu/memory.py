@@ -86,6 +86,27 @@ def _sparse(size: int) -> mmap.mmap:
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
 
 
+class _PageStore:
+    """Room for page copies. Fresh memory costs a fault for each page; taken from large slabs of huge
+    pages it does not. A slab lives as long as any array taken from it."""
+
+    SLAB = 8 << 20
+
+    def __init__(self) -> None:
+        self._free: U8Array = np.empty((0, PAGE), np.uint8)
+
+    def take(self, count: int) -> U8Array:
+        """An uninitialised array (count, 4096)."""
+        if count * PAGE > self.SLAB // 4:
+            return np.empty((count, PAGE), np.uint8)
+        if count > len(self._free):
+            slab = mmap.mmap(-1, self.SLAB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            slab.madvise(mmap.MADV_HUGEPAGE)
+            self._free = np.frombuffer(slab, np.uint8).reshape(-1, PAGE)
+        out, self._free = self._free[:count], self._free[count:]
+        return out
+
+
 class Memory:
     """RAM of one machine.
 
@@ -113,6 +134,7 @@ class Memory:
         code, dirty, listed = (a.ctypes.data for a in self._bookkeeping)
         self.header = RamHeader(host=host, size=size, low=self.low, code=code, dirty=dirty, dirty_list=listed)
         self.observers: list[Observer] = []
+        self._store = _PageStore()
         self._dirty_since_snapshot: set[int] = set()
         self._dirty_since_hash: set[int] = set()
         self._page_hash: dict[int, int] = {}
@@ -172,7 +194,7 @@ class Memory:
     def gather(self, pages: Iterable[int]) -> tuple[U32Array, U8Array]:
         """Copies of pages: page numbers, and their contents as an array (count, 4096)."""
         numbers = np.fromiter(pages, np.uint32)
-        out = np.empty((len(numbers), PAGE), np.uint8)
+        out = self._store.take(len(numbers))
         self._lib.ram_gather(
             ctypes.byref(self.header),
             numbers.ctypes.data_as(ctypes.c_void_p),

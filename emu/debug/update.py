@@ -84,7 +84,7 @@ class SnapshotMemory:
         for number in range(first, last + 1):
             found = self._snapshot.page(number)
             if found is not None:
-                out[number - first] = found[0][found[1]]
+                out[number - first] = found
         view = out.reshape(-1)[at - first * PAGE :][:size]
         view.flags.writeable = False
         return view

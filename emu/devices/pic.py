@@ -33,7 +33,7 @@ class Chip:
     lines: int = 0  # levels of IR0..IR7
     latch: int = 0  # edges seen, not acknowledged, line still high
     elcr: int = 0  # 1: level-triggered
-    imr: int = 0
+    imr: int = 0xFF
     isr: int = 0
     base: int = 0  # ICW2
     icw_next: int = 0  # which ICW the data port expects: 0 (none: OCW1), 2, 3 or 4
@@ -81,7 +81,7 @@ class Pic(Device):
     def reset(self, now: int) -> None:
         """Power-on. Lines keep the levels that others drive. Nothing is delivered before ICW1."""
         old = self.s.chips
-        self.s = PicState([Chip(lines=c.lines, imr=0xFF, out=c.out) for c in old])
+        self.s = PicState([Chip(lines=c.lines, out=c.out) for c in old])
         self._update(SLAVE, now)
         self._update(MASTER, now)
 
@@ -230,6 +230,7 @@ class Pic(Device):
         self.s.chips[which] = Chip(
             lines=old.lines,  # the edge sense circuit is reset: a line must rise again to request
             elcr=old.elcr,
+            imr=0,
             base=old.base,
             icw_next=2,
             icw_single=bool(value & 2),

@@ -164,9 +164,9 @@ static int by_key(const void *a, const void *b) {
     return x < y ? -1 : x > y;
 }
 
-/* Write (key without generation, value) pairs, sorted, to `out` (2 * count words); returns count.
- * With out NULL only counts. */
-EXPORT u64 core_tlb_save(struct core *c, u64 *out) {
+/* Write (key without generation, value) pairs to `out` (2 * count words), in canonical order if
+ * `sorted`; returns count. With out NULL only counts. */
+EXPORT u64 core_tlb_save(struct core *c, u64 *out, int sorted) {
     u64 n = 0;
     if (!out) return c->tlb_live;
     for (u64 i = 0; i < c->tlb_size && n < c->tlb_live; i++)
@@ -174,7 +174,7 @@ EXPORT u64 core_tlb_save(struct core *c, u64 *out) {
             out[2 * n] = c->tlb[i].key & ((1UL << 38) - 1);
             out[2 * n++ + 1] = c->tlb[i].value;
         }
-    qsort(out, n, 16, by_key);
+    if (sorted) qsort(out, n, 16, by_key);
     return n;
 }
 

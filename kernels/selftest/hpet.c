@@ -139,9 +139,7 @@ void test_hpet(void) {
     put(CONFIG, 0);
     put(TIMER(0), 0);
     io_apic_write_entry(pin, 1 << 16);
-    sti();
-    spin(5000);
-    cli();
+    drain();
   }
   end();
 
@@ -162,5 +160,6 @@ void test_hpet(void) {
     io_apic_write_entry(gsi_of_irq0(), 1 << 16);
   }
   end();
+  drain();
   irq_handler[VECTOR] = NULL;
 }

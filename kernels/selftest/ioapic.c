@@ -51,12 +51,6 @@ static void twice(struct frame *f) {
   lapic_eoi();
 }
 
-static void window(void) {
-  sti();
-  spin(5000);
-  cli();
-}
-
 /* The transmitter is empty: enabling its interrupt raises the line, until IIR is read or the enable cleared. */
 static void raise_line(void) { outb(0x3f9, 2); }
 static void drop_line(void) { outb(0x3f9, 0), inb(0x3fa); }
@@ -93,7 +87,7 @@ void test_ioapic(void) {
   expect_true("came three times", wait_for(&irq_count[TIMER_VECTOR], 3));
   cli();
   io_apic_write_entry(gsi_of_irq0(), MASKED);
-  window();
+  drain();
   irq_count[TIMER_VECTOR] = 0;
   sti();
   spin(5000000);
@@ -111,13 +105,13 @@ void test_ioapic(void) {
   drop_line();
   io_apic_write_entry(UART_PIN, IRQ4_VECTOR);
   raise_line();
-  window();
+  drain();
   uint64_t first = *n;
-  window();
+  drain();
   uint64_t held = *n;
   drop_line();
   raise_line();
-  window();
+  drain();
   uint64_t again = *n;
   drop_line();
   io_apic_write_entry(UART_PIN, MASKED);
@@ -134,13 +128,13 @@ void test_ioapic(void) {
   io_apic_write_entry(UART_PIN, LEVEL | IRQ4_VECTOR);
   raise_line();
   uint64_t pending = io_apic_read_entry(UART_PIN) & REMOTE_IRR;
-  window();
+  drain();
   first = *n;
   uint64_t cleared = io_apic_read_entry(UART_PIN) & REMOTE_IRR;
   irq_handler[IRQ4_VECTOR] = twice;   /* drops the line in the second call from here */
   *n = 1;
   raise_line();
-  window();
+  drain();
   again = *n;
   drop_line();
   expect("remote IRR while pending", pending, REMOTE_IRR);
@@ -155,10 +149,10 @@ void test_ioapic(void) {
   *n = 0;
   io_apic_write_entry(UART_PIN, MASKED | LEVEL | IRQ4_VECTOR);
   raise_line();
-  window();
+  drain();
   uint64_t masked = *n;
   io_apic_write_entry(UART_PIN, LEVEL | IRQ4_VECTOR);
-  window();
+  drain();
   first = *n;
   drop_line();
   mask_all();
@@ -172,21 +166,21 @@ void test_ioapic(void) {
   *n = 0;
   io_apic_write_entry(UART_PIN, 1UL << 56 | 1 << 11 | IRQ4_VECTOR);
   raise_line();
-  window();
+  drain();
   first = *n;
   drop_line();
   io_apic_write_entry(UART_PIN, 2UL << 56 | 1 << 11 | IRQ4_VECTOR);
   raise_line();
-  window();
+  drain();
   again = *n;
   drop_line();
   lapic_write(LAPIC_TPR, 0x70);
   io_apic_write_entry(UART_PIN, IRQ4_VECTOR);
   raise_line();
-  window();
+  drain();
   held = *n;
   lapic_write(LAPIC_TPR, 0);
-  window();
+  drain();
   uint64_t last = *n;
   drop_line();
   mask_all();
@@ -195,5 +189,6 @@ void test_ioapic(void) {
   expect("held back by TPR", held, 1);
   expect("taken when lowered", last, 2);
   end();
+  drain();
   irq_handler[IRQ4_VECTOR] = irq_handler[TIMER_VECTOR] = NULL;
 }

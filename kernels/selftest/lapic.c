@@ -56,12 +56,6 @@ static void no_eoi(struct frame *f) {
     order[n_order++] = (unsigned)f->vector;
 }
 
-static void window(void) {
-  sti();
-  spin(3000);
-  cli();
-}
-
 static void quiet(void) {
   n_order = 0;
   irq_handler[LOW_VECTOR] = irq_handler[HIGH_VECTOR] = irq_handler[TIMER_VECTOR] = handler;
@@ -100,7 +94,7 @@ static void test_ipi(void) {
   self_ipi(LOW_VECTOR);
   expect("IRR", bit(LAPIC_IRR, LOW_VECTOR), 1);
   expect("not taken with interrupts off", irq_count[LOW_VECTOR], 0);
-  window();
+  drain();
   expect("taken", irq_count[LOW_VECTOR], 1);
   expect("ISR in the handler", in_service[0], 1);
   expect("ISR after EOI", bit(LAPIC_ISR, LOW_VECTOR), 0);
@@ -116,21 +110,21 @@ static void test_ipi(void) {
   begin("lapic/IPI to the own id");
   lapic_write(LAPIC_ICR_HIGH, lapic_read(LAPIC_ID));
   lapic_write(LAPIC_ICR, ASSERT_LEVEL | HIGH_VECTOR);
-  window();
+  drain();
   expect("physical destination", irq_count[HIGH_VECTOR], 1);
   lapic_write(LAPIC_ICR_HIGH, 1u << 24);
   lapic_write(LAPIC_ICR, ASSERT_LEVEL | 0x800 | HIGH_VECTOR);
-  window();
+  drain();
   expect("logical destination", irq_count[HIGH_VECTOR], 2);
   lapic_write(LAPIC_ICR_HIGH, 2u << 24);
   lapic_write(LAPIC_ICR, ASSERT_LEVEL | 0x800 | HIGH_VECTOR);
-  window();
+  drain();
   expect("logical destination of nobody", irq_count[HIGH_VECTOR], 2);
   lapic_write(LAPIC_ICR, 0xc0000 | ASSERT_LEVEL | HIGH_VECTOR);
-  window();
+  drain();
   expect("all but itself", irq_count[HIGH_VECTOR], 2);
   lapic_write(LAPIC_ICR, 0x80000 | ASSERT_LEVEL | HIGH_VECTOR);
-  window();
+  drain();
   expect("all with itself", irq_count[HIGH_VECTOR], 3);
   lapic_write(LAPIC_ICR_HIGH, 0);
   end();
@@ -139,7 +133,7 @@ static void test_ipi(void) {
   begin("lapic/one pending bit for each vector");
   self_ipi(LOW_VECTOR);
   self_ipi(LOW_VECTOR);
-  window();
+  drain();
   expect("taken", irq_count[LOW_VECTOR], 1);
   end();
 
@@ -147,7 +141,7 @@ static void test_ipi(void) {
   begin("lapic/higher vector first");
   self_ipi(LOW_VECTOR);
   self_ipi(HIGH_VECTOR);
-  window();
+  drain();
   expect("number", n_order, 2);
   expect("first", order[0], HIGH_VECTOR);
   expect("second", order[1], LOW_VECTOR);
@@ -157,9 +151,9 @@ static void test_ipi(void) {
   begin("lapic/EOI with another pending");
   irq_handler[HIGH_VECTOR] = irq_handler[LOW_VECTOR] = no_eoi;
   self_ipi(HIGH_VECTOR);
-  window();
+  drain();
   self_ipi(LOW_VECTOR);
-  window();
+  drain();
   expect("lower waits", irq_count[LOW_VECTOR], 0);
   expect("PPR", lapic_read(LAPIC_PPR), HIGH_VECTOR & 0xf0);
   sti();
@@ -168,7 +162,7 @@ static void test_ipi(void) {
   cli();
   expect("lower taken after EOI", irq_count[LOW_VECTOR], 1);
   self_ipi(HIGH_VECTOR);
-  window();
+  drain();
   expect("higher interrupts lower", irq_count[HIGH_VECTOR], 2);
   expect("both in service", bit(LAPIC_ISR, LOW_VECTOR) + bit(LAPIC_ISR, HIGH_VECTOR), 2);
   lapic_eoi();
@@ -182,17 +176,17 @@ static void test_ipi(void) {
   begin("lapic/task priority");
   lapic_write(LAPIC_TPR, 0x50);
   self_ipi(LOW_VECTOR);
-  window();
+  drain();
   expect("same class waits", irq_count[LOW_VECTOR], 0);
   self_ipi(HIGH_VECTOR);
-  window();
+  drain();
   expect("higher class is taken", irq_count[HIGH_VECTOR], 1);
   lapic_write(LAPIC_TPR, 0x4f);
-  window();
+  drain();
   expect("taken when lowered", irq_count[LOW_VECTOR], 1);
   write_cr8(8);
   self_ipi(HIGH_VECTOR);
-  window();
+  drain();
   expect("CR8 holds it back", irq_count[HIGH_VECTOR], 1);
   sti();
   write_cr8(0);
@@ -231,7 +225,7 @@ static void test_timer(void) {
   uint32_t slow = ~lapic_read(LAPIC_CURRENT);
   lapic_write(LAPIC_INITIAL, 0);
   expect_true("slower by 128", slow < 0x1000000);
-  window();
+  drain();
   expect("masked", irq_count[TIMER_VECTOR], 0);
   end();
 
@@ -274,7 +268,7 @@ static void test_timer(void) {
     expect_true("not before its time", rdtsc() >= when);
     expect("disarmed", rdmsr(MSR_TSC_DEADLINE), 0);
     wrmsr(MSR_TSC_DEADLINE, 1);
-    window();
+    drain();
     expect("a time in the past fires at once", irq_count[TIMER_VECTOR], 2);
     wrmsr(MSR_TSC_DEADLINE, rdtsc() + 1000000);
     wrmsr(MSR_TSC_DEADLINE, 0);
@@ -299,11 +293,11 @@ static void test_x2apic(void) {
     expect("LDR", rdmsr(MSR_X2APIC + 0xd), (uint64_t)(id >> 4) << 16 | 1u << (id & 15));
     expect("spurious vector", rdmsr(MSR_X2APIC + 0xf) & 0x1ff, 0x1ff);
     wrmsr(MSR_X2APIC + 0x30, (uint64_t)id << 32 | ASSERT_LEVEL | LOW_VECTOR);
-    window();
+    drain();
     expect("IPI by ICR", irq_count[LOW_VECTOR], 1);
     wrmsr(MSR_X2APIC + 0xb, 0);
     wrmsr(MSR_X2APIC + 0x3f, LOW_VECTOR);
-    window();
+    drain();
     expect("IPI by SELF_IPI", irq_count[LOW_VECTOR], 2);
     wrmsr(MSR_X2APIC + 0xb, 0);
     wrmsr(MSR_APIC_BASE, BASE | 0x100);   /* x2APIC is left by way of disabled */
@@ -321,7 +315,7 @@ static void test_disabled(void) {
   expect("bit", lapic_read(LAPIC_SVR) & 0x1ff, 0xff);
   lapic_init();
   self_ipi(LOW_VECTOR);
-  window();
+  drain();
   expect("works again", irq_count[LOW_VECTOR], 1);
   end();
 }
@@ -356,5 +350,6 @@ void test_lapic(void) {
   test_x2apic();
   test_disabled();
   test_nmi();
+  drain();
   irq_handler[LOW_VECTOR] = irq_handler[HIGH_VECTOR] = irq_handler[TIMER_VECTOR] = NULL;
 }

@@ -144,6 +144,7 @@ void test_pit(void) {
 
   pit_start(0, 0, 1);
   spin(100000);
+  drain();
   pic_init();
   pit_stop();
   irq_handler[PIC_BASE] = NULL;

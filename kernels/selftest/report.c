@@ -134,5 +134,12 @@ bool wait_for(const volatile uint64_t *counter, uint64_t want) {
 }
 
 void spin(uint64_t rounds) {
-  __asm__ volatile("1: decq %0; jnz 1b" : "+r"(rounds));
+  if (rounds)
+    __asm__ volatile("1: decq %0; jnz 1b" : "+r"(rounds) : : "cc");
+}
+
+void drain(void) {
+  sti();
+  spin(5000);
+  cli();
 }

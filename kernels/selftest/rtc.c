@@ -112,7 +112,7 @@ void test_rtc(void) {
   expect_true("seconds advance", progress);
   pit_start(0, 0, 1);
   spin(10000);
-  pic_init();
+  pic_init();   /* forgets what is pending */
   pit_stop();
   irq_handler[PIC_BASE] = NULL;
   put(0xa, a & 0x7f);

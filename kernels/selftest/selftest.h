@@ -76,10 +76,10 @@ extern struct seen seen;                 /* the trap that ended the last try_cal
 uint64_t try_call(void (*f)(void *), void *arg);
 
 /* Looks at a trap first; true: handled, resume at the (possibly changed) frame. Cleared by its owner. */
-extern bool (*trap_hook)(struct frame *f, uint64_t cr2);
+extern bool (*volatile trap_hook)(struct frame *f, uint64_t cr2);
 
 /* Interrupts: a vector with a handler is counted and its handler called; any other is an unexpected trap. */
-extern void (*irq_handler[256])(struct frame *f);
+extern void (*volatile irq_handler[256])(struct frame *f);
 extern volatile uint64_t irq_count[256];
 void irq_none(struct frame *f);          /* a handler that does nothing: no EOI */
 
@@ -173,6 +173,7 @@ unsigned pit_read(unsigned channel);
 /* Spins until *counter reaches `want`; false when it does not within a very long time. */
 bool wait_for(const volatile uint64_t *counter, uint64_t want);
 void spin(uint64_t rounds);
+void drain(void);                 /* takes what is pending */
 
 enum lapic_register {
   LAPIC_ID = 0x20, LAPIC_VERSION = 0x30, LAPIC_TPR = 0x80, LAPIC_PPR = 0xa0, LAPIC_EOI = 0xb0, LAPIC_LDR = 0xd0,

@@ -35,7 +35,8 @@ __asm__(".pushsection .text\n.globl svm_enter\nsvm_enter:\n"
         "popq %r15; popq %r14; popq %r13; popq %r12; popq %rbp; popq %rbx; ret\n.popsection");
 
 CODE(guest_calls, "movq $0x1234, %rax; 1: incq %rax; vmmcall; jmp 1b");
-CODE(guest_touches, "movl $0x5000000, %ebx; movq (%rbx), %rax; vmmcall");
+/* only rax and rsp are kept for the guest over an exit */
+CODE(guest_touches, "movl $0x5000000, %eax; movq (%rax), %rax; vmmcall");
 CODE(guest_writes, "movq $0x4321, 0x8000; movl $0x5001000, %ebx; movq $1, 8(%rbx)");
 CODE(guest_spins, "xorl %eax, %eax; 1: incq %rax; jmp 1b");
 CODE(guest_instructions, "movl $7, %eax; cpuid; nop; hlt; ud2");
@@ -132,7 +133,7 @@ void test_svm(void) {
 
   begin("svm/nested page fault");
   if (svm) {
-    prepare(guest_touches);(void)run();prepare(guest_touches);
+    prepare(guest_touches);
     expect("exit", run(), EXIT_NPF);
     expect("guest physical address", EXIT_INFO2, 0x5000000);
     expect("error", EXIT_INFO1 & 0x1f, 4);
@@ -140,6 +141,7 @@ void test_svm(void) {
     /* and on with the page there */
     *at64(NESTED + 2 * PAGE + 8 * (0x5000000 >> 21)) = (NESTED + 3 * PAGE) | P | W | U;
     *at64(GUEST) = 0xfeed;
+    V8(0x5c) = 1;
     expect("exit", run(), EXIT_VMMCALL);
 
     expect("value", GUEST_RAX, 0xfeed);

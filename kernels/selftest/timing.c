@@ -157,9 +157,7 @@ void test_timing(void) {
     right &= seen.frame.rax == 300000UL * 300001 / 2 && seen.frame.rcx == 3 + 7 * 300000UL;
     lapic_write(LAPIC_INITIAL, 0);
   }
-  sti();
-  spin(5000);
-  cli();
+  drain();
   expect_true("results", right);
   expect_true("interrupted", ring3_hits >= 20);
   expect("cs", frame_cs[0], USER_CS);
@@ -168,5 +166,6 @@ void test_timing(void) {
   end();
 
   lapic_write(LAPIC_TIMER, LVT_MASKED);
+  drain();
   irq_handler[VECTOR] = irq_handler[OTHER] = NULL;
 }

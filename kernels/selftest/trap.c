@@ -12,8 +12,8 @@ uint8_t ist_stack[8][8192] __attribute__((aligned(16)));
 static uint64_t idt[512] __attribute__((aligned(16)));
 
 struct seen seen;
-bool (*trap_hook)(struct frame *f, uint64_t cr2);
-void (*irq_handler[256])(struct frame *f);
+bool (*volatile trap_hook)(struct frame *f, uint64_t cr2);
+void (*volatile irq_handler[256])(struct frame *f);
 volatile uint64_t irq_count[256];
 extern uint64_t try_rsp;
 extern char try_unwind[], user_text[];

@@ -96,9 +96,8 @@ def test_mode_0_new_count_restarts(t: Timer) -> None:
     t.program(2, 0, 3, access=1)
     t.clk(2)
     t.count(2, 2, access=1)
-    trace = t.trace(4)
-    assert ce(trace)[:3] == [2, 1, 0] or t.pit.s.counters[2].value == 2
-    assert outs(trace) == "0011"
+    assert t.inb(0x42) == 2
+    assert outs(t.trace(4)) == "0011"
 
 
 def test_mode_0_first_byte_stops_counting_and_drops_out(t: Timer) -> None:
@@ -357,10 +356,10 @@ def test_out0_with_a_new_count_in_mid_period(t: Timer) -> None:
     t.clk(10)
     t.count(0, 20)
     t.wire.changes.clear()
-    for _ in range(4):
+    while len(t.wire.changes) < 4:
         t.idle()
     expected = [(0, 50), (1, 60), (0, 70), (1, 80)]
-    assert [c for c in t.wire.changes] == [(lv, tick_of_clock(start + n)) for lv, n in expected][: len(t.wire.changes)]
+    assert t.wire.changes == [(level, tick_of_clock(start + n)) for level, n in expected]
 
 
 def test_control_word_stops_out0(t: Timer) -> None:
