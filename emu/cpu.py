@@ -54,7 +54,7 @@ class ClockHeader(ctypes.Structure):
 
 
 COUNTERS = (
-    "blocks exceptions interrupts syscalls io_reads io_writes mmio_reads mmio_writes "
+    "exceptions interrupts syscalls io_reads io_writes mmio_reads mmio_writes "
     "translations splits tlb_walks tlb_refills tlb_flushes code_writes jit_flushes"
 ).split()
 
@@ -233,22 +233,41 @@ class Cpu:
             at = self.engine.env + ENV_FEATURES + 8 * word
             poke(at, 8, peek(at, 8) & mask)
 
-    def _guard(self, function: Callable[..., Any], default: Any) -> Callable[..., Any]:
+    def _fail(self, e: BaseException) -> None:
         """No exception may cross the engine's frames: keep it, stop, and raise it after the run."""
+        if self.failure is None:
+            self.failure = e
+        self.header.stop_request = 1
+
+    def _guard(self, function: Callable[..., Any], default: Any) -> Callable[..., Any]:
+        fail = self._fail
 
         def call(*args: Any) -> Any:
             try:
                 return function(*args)
             except BaseException as e:  # re-raised by `run`
-                if self.failure is None:
-                    self.failure = e
-                self.header.stop_request = 1
+                fail(e)
                 return default
 
         return call
 
     def _make_callbacks(self, w: Wiring) -> Callbacks:
-        guard = self._guard
+        guard, fail = self._guard, self._fail
+        port_read, port_write = w.io_read, w.io_write
+
+        # Ports are by far the busiest callback (a Linux boot makes a hundred thousand accesses).
+        def io_read(port: int, size: int, now: int) -> int:
+            try:
+                return port_read(port, size, now)
+            except BaseException as e:  # re-raised by `run`
+                fail(e)
+                return 0
+
+        def io_write(port: int, size: int, value: int, now: int) -> None:
+            try:
+                port_write(port, size, value, now)
+            except BaseException as e:  # re-raised by `run`
+                fail(e)
 
         def acknowledge(now: int) -> int:
             vector = w.acknowledge(now)
@@ -262,8 +281,8 @@ class Cpu:
             return 1
 
         return Callbacks(
-            io_read=_IO_READ(guard(w.io_read, 0)),
-            io_write=_IO_WRITE(guard(w.io_write, None)),
+            io_read=_IO_READ(io_read),
+            io_write=_IO_WRITE(io_write),
             mmio_read=_MMIO_READ(guard(w.mmio_read, 0)),
             mmio_write=_MMIO_WRITE(guard(w.mmio_write, None)),
             events=_EVENTS(guard(w.events, None)),

@@ -127,11 +127,10 @@ class HandoverBuilder:
         made = []
         for name, pages in regions:
             phys = self.allocate()
-            self._next = phys + pages * PAGE_SIZE
-            if self._next > len(self.memory.data) or any(
-                a.phys < self._next and phys < a.end for a in self.scratch
-            ):
+            end = phys + pages * PAGE_SIZE
+            if end > len(self.memory.data) or any(a.phys < end and phys < a.end for a in self.scratch):
                 raise LimitExceeded(f'no room for the region "{name}"', f"{phys:#x}")
+            self._next = end
             self.blocks += decompose(phys, pages)
             made.append(ReservedRegion(name, phys, pages * PAGE_SIZE))
         self.add_subtree(SUBTREE_MEMBLOCK, memblock.pack(made))

@@ -122,17 +122,20 @@ def open_image(path: Path | str) -> Image:
 
 def _map_file(path: Path) -> Bytes:
     try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise ImageError("is a directory", str(path))
+        if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for a writer
+            raise ImageError("not a regular file", str(path))
+        if status.st_size == 0:
+            raise ImageError("the file is empty", str(path))
+        if status.st_size > IMAGE_SIZE_MAX:
+            raise ImageError(f"the file has more than {IMAGE_SIZE_MAX} bytes", str(path))
         with path.open("rb") as file:
-            if not stat.S_ISREG(path.stat().st_mode):
-                raise ImageError("not a regular file", str(path))
-            size = path.stat().st_size
-            if size == 0:
-                raise ImageError("the file is empty", str(path))
-            if size > IMAGE_SIZE_MAX:
-                raise ImageError(f"the file has more than {IMAGE_SIZE_MAX} bytes", str(path))
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise ImageError(error.strerror or str(error), str(path)) from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise ImageError(reason or str(error), str(path)) from error
     return np.frombuffer(mapping, dtype=np.uint8)
 
 
@@ -252,7 +255,7 @@ def _elf_core(data: Bytes, extents: list[tuple[int, int]] | None, path: Path) ->
         raise ImageError(f"the ELF core is of machine {machine}, not x86-64", where)
     if program_count == PN_XNUM:  # the real count is in sh_info of the first section header
         section = data[section_offset : section_offset + 64].tobytes()
-        if section_size < 64 or len(section) < 64:
+        if not section_offset or section_size < 64 or len(section) < 64:
             raise ImageError("the ELF section header with the number of segments is missing", where)
         program_count = int.from_bytes(section[44:48], "little")
     if program_size != ELF_PROGRAM.size or program_count > ELF_PROGRAMS_MAX:

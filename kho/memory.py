@@ -116,7 +116,8 @@ class Reader:
         end = self._end_array[np.maximum(at, 0)]
         # end - phys cannot wrap where phys < end, and size is compared against that, so nothing overflows
         room = np.where(phys < end, end - phys, np.uint64(0))
-        return np.asarray(~below & (np.asarray(size, dtype=np.uint64) <= room), dtype=np.bool_)
+        fits = np.asarray(size, dtype=np.uint64) <= room
+        return np.asarray(~below & fits & (phys <= end), dtype=np.bool_)
 
     def read(self, phys: int, size: int) -> Bytes:
         """`size` bytes at `phys`; OutOfRange if one of them is not in RAM."""

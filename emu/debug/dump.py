@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,10 +23,10 @@ _EHDR = 64
 _PHDR = 56
 
 
-def write(machine: Machine, path: Path, fdt: int | None = None, scratch: Sequence[Any] | None = None) -> None:
+def write(machine: Machine, path: Path, known: Mapping[str, Any] | None = None) -> None:
     """Write RAM to ``path`` (format by its suffix: .zst, .elf or .core, else raw) and a .json beside it.
 
-    ``scratch``: areas with `phys` and `size`. Raises ImageError if it cannot be written.
+    ``known``: what is to be said there of the handover. Raises ImageError if it cannot be written.
     """
     try:
         if path.suffix == ".zst":
@@ -38,24 +38,19 @@ def write(machine: Machine, path: Path, fdt: int | None = None, scratch: Sequenc
             _raw(machine, path)
         name = path.name.removesuffix(".zst").removesuffix(path.suffix)
         beside = path.with_name((name.removesuffix(".raw") or path.name) + ".json")
-        beside.write_text(json.dumps(_facts(machine, fdt, scratch), indent=1) + "\n")
+        beside.write_text(json.dumps({**_facts(machine), **(known or {})}, indent=1) + "\n")
     except OSError as e:
         raise ImageError(f"cannot be written: {e.strerror}", str(path)) from None
 
 
-def _facts(machine: Machine, fdt: int | None, scratch: Sequence[Any] | None) -> dict[str, Any]:
+def _facts(machine: Machine) -> dict[str, Any]:
     memory = machine.memory
-    out: dict[str, Any] = {
+    return {
         "mem": f"{memory.size >> 20}M",
         "ticks": machine.ticks,
         "instructions": machine.instructions,
         "e820": [{"addr": r.start, "size": r.size, "type": r.kind} for r in e820(memory.size, memory.low)],
     }
-    if fdt is not None:
-        out["kho_fdt_pa"] = hex(fdt)
-    if scratch is not None:
-        out["scratch"] = [[hex(a.phys), hex(a.size)] for a in scratch]
-    return out
 
 
 def _end(machine: Machine) -> int:

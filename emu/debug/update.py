@@ -27,11 +27,11 @@ from emu.initramfs import Initramfs
 from emu.machine import Machine, Snapshot, Stop, StopKind
 from emu.memory import PAGE, U8Array, page_ranges
 from kho.abi import SCRATCH_COUNT_MAX
-from kho.check import Report, Segment, Violation
+from kho.check import Report, Segment, Violation, failed
 from kho.errors import KhoError
 from kho.handover import Handover
 from kho.setup_data import ScratchList
-from luo.check import check, compare
+from luo.check import TABLE, check, compare
 from luo.state import Luo
 
 MAX_INSTRUCTIONS = 50_000_000_000
@@ -120,6 +120,9 @@ class Examined:
     fdt: int = 0
     snapshot: Snapshot | None = None
     scratch: Any = None
+    scratch_phys: int | None = None
+    number: int | None = None
+    """live update number that the handover carries"""
     contents: dict[str, str] = field(default_factory=dict)
     """sha256 of every preserved file at J, keyed "session/0xtoken" """
     preserved: dict[str, int] = field(default_factory=dict)
@@ -138,6 +141,25 @@ class Examined:
         self.checked += [i for i in report.checked if i not in self.checked]
         for id, reason in report.not_checked.items():
             self.not_checked.setdefault(id, reason)
+
+    def unreadable(self, error: KhoError, moment: str) -> None:
+        """Note the invariant, if it is one, that keeps the handover from being read."""
+        report = failed(error, moment, TABLE)
+        if report is not None:
+            self.violations += report.violations
+            self.checked += [i for i in report.checked if i not in self.checked]
+
+    def facts(self, moment: str) -> dict[str, Any]:
+        """What a dump's .json says of the handover."""
+        out: dict[str, Any] = {"moment": moment}
+        if self.fdt:
+            out["kho_fdt_pa"] = hex(self.fdt)
+        if self.scratch_phys is not None:
+            out["scratch_list_pa"] = hex(self.scratch_phys)
+        if self.scratch is not None:
+            out["scratch"] = [[hex(a.phys), hex(a.size)] for a in self.scratch]
+        out["expected_sha256"] = self.contents
+        return out
 
 
 @dataclass
@@ -272,19 +294,16 @@ class Update:
         for item in list(self._pending_at):
             if item[1] == when:
                 self._pending_at.remove(item)
-                self._keep(item[0], item[2])
+                self._keep(item[0], item[2], when)
 
-    def _keep(self, what: str, path: Path) -> None:
+    def _keep(self, what: str, path: Path, when: str) -> None:
         from emu.debug import dump
 
         if what == "save":
             self.machine.save(path)
         else:
-            fdt, scratch = 0, None
-            if self.examined:
-                fdt = self.examined[-1].fdt
-                scratch = self.examined[-1].scratch
-            dump.write(self.machine, path, fdt or None, scratch)
+            known = self.examined[-1].facts(when) if self.examined else {"moment": when}
+            dump.write(self.machine, path, known)
 
     def _examine_jump(self, m: Machine, generation: int) -> None:
         found = Examined(generation)
@@ -305,20 +324,28 @@ class Update:
         try:
             handover = Handover.read(m.memory, scratch=scratch)
         except KhoError as e:
-            if not any(r.when == "before" for r in self.transcript.programs) and not self.options.before:
-                found.not_checked["handover"] = str(e)
-            else:
-                self.failure.append(f"the handover of update {generation + 1} cannot be read at J: {e}")
+            found.unreadable(e, "J")
+            self.failure.append(f"the handover of update {generation + 1} cannot be read at J: {e}")
             return
         found.fdt = handover.fdt_phys or 0
         found.scratch = handover.scratch
-        previous = self.examined[-2].scratch if len(self.examined) > 1 else None
-        report = check(handover, "J", segments=segments, control_pages=control, old_scratch=previous)
+        found.scratch_phys = handover.location.scratch_phys
+        luo = Luo.read(handover)
+        found.number = None if luo is None else luo.liveupdate_num
+        previous = self._previous()
+        report = check(
+            handover, "J", segments=segments, control_pages=control, earlier_scratch=previous.scratch,
+            received_number=previous.number,
+        )  # fmt: skip
         found.take(report)
         found.moments.append("J")
         found.contents = _contents(handover)
         found.preserved = _preserved(handover)
         found.sessions = _sessions(handover)
+
+    def _previous(self) -> Examined:
+        """What was found of the update before; before the first, no live update was received."""
+        return self.examined[-2] if len(self.examined) > 1 else Examined(-1, number=0)
 
     def _watch_jump(self, m: Machine, found: Examined, image: kexec.Image) -> None:
         observer = self.observer
@@ -348,7 +375,13 @@ class Update:
             before = Handover.read(then_memory, found.fdt, scratch=found.scratch, search=False)
             if when == "K":
                 handover = Handover.read(m.memory)
-                found.take(check(handover, "K", old_scratch=found.scratch))
+                previous = self._previous()
+                found.take(
+                    check(
+                        handover, "K", old_scratch=found.scratch, earlier_scratch=previous.scratch,
+                        received_number=previous.number,
+                    )
+                )  # fmt: skip
             else:
                 handover = Handover.read(now_memory, found.fdt, scratch=found.scratch, search=False)
             report = compare(before, handover, ("J", when), may_change=found.may_change)
@@ -356,8 +389,9 @@ class Update:
                 report.violations = [v for v in report.violations if v.id == "INV-26"]
                 report.checked = ["INV-26"]
             found.take(report)
-            contents = _contents(handover) if when == "K" else _contents_of(m, before)
+            contents = _contents_of(m, before)
         except KhoError as e:
+            found.unreadable(e, when)
             self.failure.append(f"the handover cannot be read at {when}: {e}")
             return
         found.moments.append(when)
@@ -383,7 +417,7 @@ class Update:
             if stop is not None and stop.kind is not StopKind.UNTIL:
                 break
             self._pending_at.remove((what, when, path))
-            self._keep(what, path)
+            self._keep(what, path, when)
         if stop is None or stop.kind is StopKind.UNTIL:
             stop = m.run(max_instructions=o.max_instructions, progress=progress)
         if self.observer is not None:
@@ -467,7 +501,7 @@ class Update:
             "digest_instructions": e.digest_instructions,
             "sessions": e.sessions,
             "checked": e.checked,
-            "not_checked": e.not_checked,
+            "not_checked": {id: reason for id, reason in e.not_checked.items() if id not in e.checked},
             "moments": e.moments,
         }
 
@@ -531,6 +565,7 @@ def _preserved(handover: Handover) -> dict[str, int]:
                 if file.memfd is not None:
                     payload += sum(count << order for order, count in file.memfd.folio_counts().items())
     payload += sum(r.size // PAGE for r in handover.reserve_mem)
+    payload += handover.kho_test.bytes // PAGE if handover.kho_test is not None else 0
     return {
         "pages": pages,
         "bytes": pages * PAGE,

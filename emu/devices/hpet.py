@@ -4,8 +4,9 @@ Knows its 1 KiB of registers, virtual time, and three ways out: I/O APIC pins (`
 8254 and the RTC on IRQ 0 and 8 (``legacy``), and a notice that these places change hands (``replace``).
 Message interrupts (FSB) are not offered.
 
-The main counter follows from when it was started, and a periodic comparator from when it was last looked at. A
-timer has an event only while a match can be seen from outside: a forgotten one does not keep an idle machine busy.
+The main counter follows from when it was started, and a periodic comparator from when it was last looked
+at. A timer has an event only while a match can be seen from outside: a forgotten one does not keep an idle
+machine busy.
 
 Choices where the specification leaves one:
 

@@ -7,10 +7,11 @@ Everything is arithmetic on the index of the last CLK pulse, ``now * 105 // 8800
 never stepped: while it counts, its contents follow from when it was loaded and with what. Only counter 0
 has events, at the changes of OUT0, because only OUT0 drives a line.
 
-The data sheet loads CE with the CLK pulse after a write or a trigger. An I/O cycle of a PC takes longer than a
-CLK period, so that pulse falls within the access: here the count is in CE when the access is over, and drivers
-rely on it (they read a counter back right after they wrote it). A counter that already counts in mode 2 or 3
-takes a new count at the end of the period or half period: until then it is `next_value`, due at `next_at`.
+The data sheet loads CE with the CLK pulse after a write or a trigger. An I/O cycle of a PC takes longer than
+a CLK period, so that pulse falls within the access: here the count is in CE when the access is over, and
+drivers rely on it (they read a counter back right after they wrote it). A counter that already counts in
+mode 2 or 3 takes a new count at the end of the period or half period: until then it is `next_value`, due at
+`next_at`.
 """
 
 from __future__ import annotations

@@ -256,13 +256,14 @@ static NOINLINE bool slow_path(struct core *c, u64 pc, u32 insns) {
 }
 
 static void on_block(void *uc, u64 pc, u32 size, void *user) {
-    (void)uc;
+    (void)uc, (void)size;
     struct core *c = user;
     uintptr_t ra = (uintptr_t)__builtin_return_address(0);
     u32 h = (u32)((ra >> 4) ^ (ra >> 20)) & (BLOCKS_SEEN - 1);
     u32 insns;
     struct tb *tb;
-    if (likely(c->blocks_seen[h].ra == ra && c->blocks_seen[h].pc == pc && c->blocks_seen[h].size == size)) {
+    /* Host code is placed anew only after a flush of all of it, which empties this table. */
+    if (likely(c->blocks_seen[h].ra == ra)) {
         insns = c->blocks_seen[h].insns;
         tb = c->blocks_seen[h].tb;
     } else {
@@ -276,8 +277,6 @@ static void on_block(void *uc, u64 pc, u32 size, void *user) {
         insns = tb->icount;
         if ((c->probe_count && probed(c, pc)) || is_vex(c, pc)) insns |= MARK;
         c->blocks_seen[h].ra = ra;
-        c->blocks_seen[h].pc = pc;
-        c->blocks_seen[h].size = size;
         c->blocks_seen[h].insns = insns;
         c->blocks_seen[h].tb = tb;
     }
@@ -285,7 +284,6 @@ static void on_block(void *uc, u64 pc, u32 size, void *user) {
         if (slow_path(c, pc, insns)) return;
         insns &= ~MARK;
     }
-    c->blocks++;
     c->clock->ticks += insns;
     c->tb = tb;
     c->tb_insns = insns;

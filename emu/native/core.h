@@ -175,7 +175,7 @@ struct cpuid_row {
 
 struct tlb_entry {
     u64 key;   /* generation << 38 | mmu index << 36 | virtual page; 0 = free */
-    u64 value; /* page frame << 12 | large << 3 | prot; 0 = removed */
+    u64 value; /* page frame << 12 | 1 GiB << 4 | large << 3 | prot; 0 = removed */
 };
 
 struct core {
@@ -193,7 +193,7 @@ struct core {
     u64 flush_grid; /* ticks between flushes */
     u64 strict;     /* stop at an access to nothing (set by Python through stop_request) */
     u64 probes;     /* any address probed: see probe_add */
-    u64 blocks, exceptions, interrupts, syscalls, io_reads, io_writes, mmio_reads, mmio_writes;
+    u64 exceptions, interrupts, syscalls, io_reads, io_writes, mmio_reads, mmio_writes;
     u64 translations, splits, tlb_walks, tlb_refills, tlb_flushes, code_writes, jit_flushes;
     u64 exceptions_by_vector[32];
     u64 last_vector, last_error, last_rip, last_cr2; /* the last exception delivered */
@@ -217,10 +217,9 @@ struct core {
     void *region[MAX_BLOCKS]; /* the engine's memory regions of RAM */
     void *(*real_mapping)(void *, u64);
     struct {
-        uintptr_t ra;
-        u64 pc;
-        u32 size, insns; /* insns with MARK: take the slow path */
+        uintptr_t ra;    /* where the block calls on_block from */
         struct tb *tb;
+        u32 insns, unused; /* insns with MARK: take the slow path */
     } *blocks_seen;
     u64 probe_set[1024];
     u64 probe_count;
@@ -228,7 +227,6 @@ struct core {
     u32 cpuid_rows;
     struct tlb_entry *tlb;
     u64 tlb_size, tlb_used, tlb_live, tlb_gen;
-    u64 large_lo, large_hi; /* span of large pages filled since the last flush */
     u32 tlb_attrs;
 };
 

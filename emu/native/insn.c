@@ -46,31 +46,29 @@ static bool begins_block(struct core *c, u64 pc) {
     return op == 0xc4 || op == 0xc5; /* VEX: must be looked at before it runs */
 }
 
+enum { INSN_MAX = 15 };
+
 static void translate_insn(struct disas *d, void *cpu) {
     struct core *c = core_of_cpu(cpu);
     u64 pc = d->pc_next;
     engine_translate_insn(d, cpu);
     if (d->is_jmp != 0 || !c) return;
-    /* The next instruction lies within this page: `max_insns` below sees to that. */
-    if (ends_block(c->env, pc, d->pc_next) ||
-        (d->num_insns < d->max_insns && (d->pc_next & 0xfff) && begins_block(c, d->pc_next)))
+    /* A block may not run into the next page: the engine would fetch there, and set accessed bits
+     * or fault, before the instruction is reached. So an instruction that may cross begins a block. */
+    if (((d->pc_next + INSN_MAX - 1) ^ d->pc_first) & PAGE_MASK || ends_block(c->env, pc, d->pc_next) ||
+        begins_block(c, d->pc_next))
         d->is_jmp = 1; /* DISAS_TOO_MANY: go on in another block */
 }
 
-/* A block may not run into the next page: the engine would fetch there, and set accessed bits or
- * fault, before the instruction is reached. Only an instruction that itself crosses may. */
 EXPORT void translator_loop_x86_64(struct ops *ops, struct disas *d, void *cpu, struct tb *tb, int max_insns) {
     struct core *c = core_of_cpu(cpu);
-    if (!c) {
-        real.translator_loop(ops, d, cpu, tb, max_insns);
-        return;
-    }
     struct ops mine = *ops;
-    engine_translate_insn = ops->translate_insn;
-    mine.translate_insn = translate_insn;
-    int room = (int)(PAGE_SIZE - (tb->pc & 0xfff)) / 15; /* longest instruction: 15 bytes */
-    if (room < 1) room = 1;
-    real.translator_loop(&mine, d, cpu, tb, max_insns < room ? max_insns : room);
+    if (c) {
+        engine_translate_insn = ops->translate_insn;
+        mine.translate_insn = translate_insn;
+        ops = &mine;
+    }
+    real.translator_loop(ops, d, cpu, tb, max_insns);
 }
 
 /* ---- ports ------------------------------------------------------------------------------------- */

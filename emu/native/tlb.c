@@ -14,6 +14,7 @@
 
 #define KEY(c, page, idx) ((c)->tlb_gen << 38 | (u64)(idx) << 36 | ((page) & 0xfffffffffUL))
 #define VALUE_LARGE 8u
+#define VALUE_HUGE 16u /* 1 GiB */
 
 bool itlb_init(struct core *c) {
     c->tlb_size = 4096;
@@ -25,8 +26,6 @@ bool itlb_init(struct core *c) {
 void itlb_flush(struct core *c) {
     c->tlb_flushes++;
     c->tlb_used = c->tlb_live = 0;
-    c->large_lo = NEVER;
-    c->large_hi = 0;
     if (++c->tlb_gen >> 26) { /* generation numbers are used up: start over */
         memset(c->tlb, 0, c->tlb_size * sizeof *c->tlb);
         c->tlb_gen = 1;
@@ -58,23 +57,39 @@ static void grow(struct core *c) {
     free(old);
 }
 
-static void insert(struct core *c, u64 page, int idx, u64 paddr, int prot, bool large) {
-    struct tlb_entry *e = slot(c, KEY(c, page, idx));
-    if (e->key != KEY(c, page, idx)) {
+/* Large pages leave a marker for their region, so that INVLPG of any address in it is known to
+ * concern all of it. Markers are kept with an index of their own and are not translations. */
+enum { MARKER = 3 };
+static u64 region_2m(u64 page) { return page >> 9 & 0x7ffffffUL; }
+static u64 region_1g(u64 page) { return (page >> 18 & 0x3ffffUL) | 1UL << 35; }
+
+static struct tlb_entry *place(struct core *c, u64 key) {
+    struct tlb_entry *e = slot(c, key);
+    if (e->key != key) {
         if (++c->tlb_used * 2 > c->tlb_size) {
             grow(c);
-            e = slot(c, KEY(c, page, idx));
+            e = slot(c, key);
             c->tlb_used++;
         }
-        e->key = KEY(c, page, idx);
+        e->key = key;
         e->value = 0;
     }
+    return e;
+}
+
+static void insert(struct core *c, u64 page, int idx, u64 paddr, int prot, u64 size) {
+    struct tlb_entry *e = place(c, KEY(c, page, idx));
     if (!e->value) c->tlb_live++;
-    e->value = (paddr & PAGE_MASK) | (large ? VALUE_LARGE : 0) | (u64)(prot & 7);
-    if (large) {
-        if (page < c->large_lo) c->large_lo = page;
-        if (page + 1 > c->large_hi) c->large_hi = page + 1;
-    }
+    e->value = (paddr & PAGE_MASK) | (size > PAGE_SIZE ? VALUE_LARGE : 0) | (size > 1UL << 29 ? VALUE_HUGE : 0) |
+               (u64)(prot & 7);
+    if (size > 1UL << 29) place(c, KEY(c, region_1g(page), MARKER))->value = 1;
+    else if (size > PAGE_SIZE) place(c, KEY(c, region_2m(page), MARKER))->value = 1; /* or 4 MiB: both halves */
+    if (size == 1UL << 22) place(c, KEY(c, region_2m(page ^ 512), MARKER))->value = 1;
+}
+
+static bool marked(struct core *c, u64 region) {
+    u64 key = KEY(c, region, MARKER);
+    return slot(c, key)->key == key;
 }
 
 /* Flush the engine's TLB without touching the guest's. */
@@ -124,7 +139,7 @@ EXPORT void tlb_set_page_with_attrs_x86_64(void *cpu, u64 vaddr, u64 paddr, u32 
     struct core *c = core_of_cpu(cpu);
     if (c) {
         c->tlb_attrs = attrs;
-        insert(c, vaddr >> 12, idx, paddr, prot, size > PAGE_SIZE);
+        insert(c, vaddr >> 12, idx, paddr, prot, size);
         if (c->tlb_live >= TLB_LIVE_MAX) relimit(c);
         size = PAGE_SIZE; /* large pages are flushed here, as a whole */
     }
@@ -141,7 +156,7 @@ EXPORT void tlb_flush_page_by_mmuidx_x86_64(void *cpu, u64 addr, u16 map) {
     struct core *c = core_of_cpu(cpu);
     if (c && !c->host_flush) {
         u64 page = addr >> 12;
-        if (page >= c->large_lo && page < c->large_hi) { /* all of a large page must go */
+        if (marked(c, region_2m(page)) || marked(c, region_1g(page))) { /* all of a large page must go */
             itlb_flush(c);
             real.tlb_flush_by_mmuidx(cpu, 7);
             return;
@@ -170,7 +185,7 @@ EXPORT u64 core_tlb_save(struct core *c, u64 *out, int sorted) {
     u64 n = 0;
     if (!out) return c->tlb_live;
     for (u64 i = 0; i < c->tlb_size && n < c->tlb_live; i++)
-        if (c->tlb[i].key >> 38 == c->tlb_gen && c->tlb[i].value) {
+        if (c->tlb[i].key >> 38 == c->tlb_gen && (c->tlb[i].key >> 36 & 3) != MARKER && c->tlb[i].value) {
             out[2 * n] = c->tlb[i].key & ((1UL << 38) - 1);
             out[2 * n++ + 1] = c->tlb[i].value;
         }
@@ -182,6 +197,7 @@ EXPORT void core_tlb_load(struct core *c, const u64 *in, u64 count) {
     itlb_flush(c);
     for (u64 i = 0; i < count; i++)
         insert(c, in[2 * i] & 0xfffffffffUL, (int)(in[2 * i] >> 36 & 3), in[2 * i + 1],
-               (int)(in[2 * i + 1] & 7), in[2 * i + 1] & VALUE_LARGE);
+               (int)(in[2 * i + 1] & 7),
+               in[2 * i + 1] & VALUE_HUGE ? 1UL << 30 : in[2 * i + 1] & VALUE_LARGE ? 1UL << 21 : PAGE_SIZE);
     engine_tlb_flush(c);
 }

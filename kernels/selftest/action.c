@@ -178,8 +178,9 @@ static void tick_step(void) {
   uint64_t r = next_random(), a, b;
   switch (r & 31) {
     case 0: case 1: case 2:
-      __asm__ volatile("movq %2, %%rcx; 1: rdtsc; addq %%rax, %0; rorq $5, %0; nop; rdtsc; xorq %%rax, %0; decq %%rcx; jnz 1b;"
-                       "movq %%rax, %1" : "=&r"(a), "=r"(b) : "r"((r >> 8 & 63) + 1), "0"(r) : "rax", "rcx", "rdx", "cc");
+      __asm__ volatile("movq %2, %%rcx; 1: rdtsc; addq %%rax, %0; rorq $5, %0; nop; rdtsc; xorq %%rax, %0;"
+                       "decq %%rcx; jnz 1b; movq %%rax, %1"
+                       : "=&r"(a), "=r"(b) : "r"((r >> 8 & 63) + 1), "0"(r) : "rax", "rcx", "rdx", "cc");
       fold(a ^ b);
       break;
     case 3: case 4: case 5: case 6: case 7:
@@ -274,9 +275,9 @@ static void ticks(void) {
   pit_start(0, 2, 0);
   if (hpet_base())
     *at64(hpet_base() + 0x10) = 1;
-  for (uint64_t step = 1; step <= 16000; step++) {
+  for (uint64_t step = 1; step <= 32000; step++) {
     tick_step();
-    if (step % 1000 == 0)
+    if (step % 2000 == 0)
       show("ticks", step);
   }
   fold(irq_count[TIMER_VECTOR]);

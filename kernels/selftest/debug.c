@@ -48,10 +48,10 @@ static void start(void) {
 #define STEP_ON "pushfq; orq $0x100, (%rsp); popfq;"
 #define STEP_OFF "pushfq; andq $~0x100, (%rsp); popfq;"
 
-CODE(step_plain, STEP_ON "step_plain_0: nop; step_plain_1: incl %eax; step_plain_2: jmp step_plain_3; nop; step_plain_3: "
-     STEP_OFF "step_plain_end: nop");
-CODE(step_rep, "leaq -256(%rsp), %rdi; movl $3, %ecx; xorl %eax, %eax;" STEP_ON "step_rep_0: nop; step_rep_1: rep stosb;"
-     "step_rep_2: " STEP_OFF);
+CODE(step_plain, STEP_ON "step_plain_0: nop; step_plain_1: incl %eax; step_plain_2: jmp step_plain_3; nop;"
+     "step_plain_3: " STEP_OFF "step_plain_end: nop");
+CODE(step_rep, "leaq -256(%rsp), %rdi; movl $3, %ecx; xorl %eax, %eax;" STEP_ON
+     "step_rep_0: nop; step_rep_1: rep stosb; step_rep_2: " STEP_OFF);
 CODE(step_int, STEP_ON "step_int_0: nop; step_int_1: int $0x92; step_int_2: nop;" STEP_OFF);
 CODE(call_me, "nop; call_me_1: nop; call_me_2: nop");
 USER_CODE(user_steps, "nop; incl %eax; pushq %rax; popq %rax; cpuid");

@@ -85,6 +85,9 @@ static void test_registers(void) {
   expect("TPR after CR8", lapic_read(LAPIC_TPR), 0x70);
   write_cr8(0);
   expect("TPR zero", lapic_read(LAPIC_TPR), 0);
+  __asm__ volatile("orl $0x20, (%0); addl $0x10, (%0)" : : "r"(BASE + LAPIC_TPR) : "memory", "cc");
+  expect("read-modify-write of a register", lapic_read(LAPIC_TPR), 0x30);
+  lapic_write(LAPIC_TPR, 0);
   end();
 }
 

@@ -3,7 +3,7 @@
  *
  * Command line (PVH start info), words separated by blanks:
  *   only=cpu,mmu  skip=svm     which groups run
- *   loop=N                     run them N times
+ *   loop=N                     run them N times, then the result of all together
  *   do=WHAT                    something else instead: action.c; do=bench=NAME: bench.c */
 #include "selftest.h"
 
@@ -73,8 +73,9 @@ void kmain(const struct start_info *info) {
   trap_init();
   print("selftest: started\n");
   if (info->magic != PVH_MAGIC) {
+    static const struct start_info none;   /* no command line; the RSDP is searched for */
     print("selftest: no PVH start info\n");
-    start_info = &(const struct start_info){.magic = 0};
+    start_info = &none;
   }
   acpi_init();
   pic_init();

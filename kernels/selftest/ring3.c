@@ -234,8 +234,9 @@ CODE(do_sysret32, "movq %rdi, %rcx; movl $2, %r11d; movq $0x40100000, %rsp; sysr
 
 USER_CODE(user_compat, ".code32; movl %cs, %eax; movl %ss, %ecx; movl %esp, %ebx; pushl $5; movl %esp, %edx; popl %esi;"
                        "int $0x80; .code64");
-USER_CODE(user_compat_opcodes, ".code32; movl $7, %eax; movl $1, %ebx; movl $2, %ecx; pushal; xorl %eax, %eax;"
-                               "xorl %ebx, %ebx; popal; .byte 0x40; movb $37, %al; aam; movl %eax, %edx; int $0x80; .code64");
+USER_CODE(user_compat_opcodes,
+          ".code32; movl $7, %eax; movl $1, %ebx; movl $2, %ecx; pushal; xorl %eax, %eax; xorl %ebx, %ebx; popal;"
+          ".byte 0x40; movb $37, %al; aam; movl %eax, %edx; int $0x80; .code64");
 USER_CODE(user_compat_into, ".code32; movb $0x7f, %al; incb %al; into; int $0x80; .code64");
 USER_CODE(user_compat_bound, ".code32; pushl $9; pushl $5; movl $4, %eax; bound %eax, (%esp); int $0x80; .code64");
 USER_CODE(user_compat_wrap, ".code32; movl $0xffffffff, %eax; leal 5(%eax), %eax; movl $0x80000000, %ecx;"

@@ -11,7 +11,7 @@ static void serialize(void) { (void)cpuid(0, 0); }
 
 static uint64_t call(uint64_t va) {
   uint64_t r;
-  __asm__ volatile("call *%1" : "=a"(r) : "r"(va) : "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11", "memory", "cc");
+  __asm__ volatile("call *%1" : "=a"(r) : "r"(va) : "rcx", "rdx", "memory", "cc");
   return r;
 }
 
@@ -49,7 +49,7 @@ static uint64_t copy_code(void (*f)(void *), uint64_t where) {
 
 static uint64_t call1(uint64_t va, uint64_t arg) {
   uint64_t r;
-  __asm__ volatile("call *%2" : "=a"(r), "+D"(arg) : "r"(va) : "rcx", "rdx", "rsi", "r8", "r9", "r10", "r11", "memory", "cc");
+  __asm__ volatile("call *%2" : "=a"(r), "+D"(arg) : "r"(va) : "rcx", "rdx", "memory", "cc");
   return r;
 }
 

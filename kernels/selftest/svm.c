@@ -40,7 +40,7 @@ CODE(guest_touches, "movl $0x5000000, %eax; movq (%rax), %rax; vmmcall");
 CODE(guest_writes, "movq $0x4321, 0x8000; movl $0x5001000, %ebx; movq $1, 8(%rbx)");
 CODE(guest_spins, "xorl %eax, %eax; 1: incq %rax; jmp 1b");
 CODE(guest_instructions, "movl $7, %eax; cpuid; nop; hlt; ud2");
-CODE(guest_state, "movq %cr0, %rax; movq %cr3, %rbx; movq %cr4, %rcx; movl %cs, %edx; movl %ss, %esi; pushfq; popq %rdi; vmmcall");
+CODE(guest_state, "movq %cr0, %rax; vmmcall");
 CODE(do_vmrun, "xorl %eax, %eax; vmrun");
 
 static void prepare(void (*code)(void *)) {

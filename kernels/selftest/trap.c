@@ -130,7 +130,8 @@ void trap_init(void) {
   gdt[ABSENT_SEL / 8] = 0x00cf13000000ffff;
   gdt[KERNEL_CS32 / 8] = 0x00cf9b000000ffff;
   uint64_t t = (uint64_t)tss, limit = sizeof tss - 1;
-  gdt[TSS_SEL / 8] = (limit & 0xffff) | (t & 0xffffff) << 16 | 0x89UL << 40 | (limit >> 16) << 48 | (t >> 24 & 0xff) << 56;
+  gdt[TSS_SEL / 8] =
+      (limit & 0xffff) | (t & 0xffffff) << 16 | 0x89UL << 40 | (limit >> 16) << 48 | (t >> 24 & 0xff) << 56;
   gdt[TSS_SEL / 8 + 1] = t >> 32;
   uint64_t rsp0 = (uint64_t)(trap_stack + sizeof trap_stack);
   memcpy(tss + 4, &rsp0, 8);

@@ -318,7 +318,9 @@ def test_virtual_wire_mode(rig: Apics) -> None:
 # --- timer ---
 
 
-@pytest.mark.parametrize("code, divisor", [(0, 2), (1, 4), (2, 8), (3, 16), (8, 32), (9, 64), (10, 128), (11, 1)])
+@pytest.mark.parametrize(
+    "code, divisor", [(0, 2), (1, 4), (2, 8), (3, 16), (8, 32), (9, 64), (10, 128), (11, 1)]
+)
 def test_one_shot_and_divider(rig: Apics, cpu: Cpu, code: int, divisor: int) -> None:
     cpu.wr(TIMER, 0x40)
     cpu.wr(DIVIDE, code)
@@ -487,7 +489,9 @@ def test_x2apic_hides_the_page(cpu: Cpu) -> None:
     assert cpu.apic.mmio_base == -1
 
 
-@pytest.mark.parametrize("msr", [0x800, 0x801, 0x804, 0x809, 0x80B, 0x80C, 0x80E, 0x82F, 0x831, 0x83F, 0x840, 0x8FF])
+@pytest.mark.parametrize(
+    "msr", [0x800, 0x801, 0x804, 0x809, 0x80B, 0x80C, 0x80E, 0x82F, 0x831, 0x83F, 0x840, 0x8FF]
+)
 def test_x2apic_registers_that_cannot_be_read(cpu: Cpu, msr: int) -> None:
     assert cpu.x2().rdmsr(msr) is None
 
@@ -584,7 +588,10 @@ def test_x2apic_destinations() -> None:
     rig = Apics(20)
     for cpu in rig.cpus:
         cpu.x2()
-    vectors = lambda v: [c.apic.index for c in rig.cpus if c.apic.s.irr >> v & 1]  # noqa: E731
+
+    def vectors(v: int) -> list[int]:
+        return [c.apic.index for c in rig.cpus if c.apic.s.irr >> v & 1]
+
     rig.cpus[0].wrmsr(0x830, 17 << 32 | 0x50)
     assert vectors(0x50) == [17]
     rig.cpus[0].wrmsr(0x830, 0x0001_000A << 32 | 0x851)
@@ -658,5 +665,3 @@ def test_the_message_window_reads_as_ones_and_takes_only_words() -> None:
     assert rig.read(0xFEE01000) == 0xFFFFFFFF
     rig.write(0xFEE01000, 0x50, 2)
     assert takers(rig, 0x50) == []
-
-

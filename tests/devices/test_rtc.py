@@ -255,7 +255,10 @@ def test_ram_index_and_upper_bank(c: Clock) -> None:
 
 def test_memory_size_cells_as_a_pc_bios_leaves_them() -> None:
     c = Clock(low=2 << 30, high=6 << 30)
-    word = lambda i: c.get(i) | c.get(i + 1) << 8  # noqa: E731
+
+    def word(i: int) -> int:
+        return c.get(i) | c.get(i + 1) << 8
+
     assert word(0x15) == 640
     assert word(0x17) == word(0x30) == 0xFFFF
     assert word(0x34) == ((2 << 30) - (16 << 20)) >> 16

@@ -37,7 +37,7 @@ def elf(segments: list[tuple[int, bytes]], kind: int = 4, machine: int = 62, ext
     body = b""
     for phys, data in segments:
         at = offset + len(body)
-        headers.append(ELF_PROGRAM.pack(1, 0, at, 0xFFFF888000000000 + phys, phys, len(data), len(data) + extra, 0))
+        headers.append(ELF_PROGRAM.pack(1, 0, at, (0xFFFF888000000000 + phys) % (1 << 64), phys, len(data), len(data) + extra, 0))
         body += data
     ident = b"\x7fELF\2\1\1" + bytes(9)
     header = ELF_HEADER.pack(
