@@ -80,14 +80,15 @@ def qemu(kernel: Path, lu: Path, extra: Sequence[str] = ()) -> float:
         os.mkfifo(f"{pipe}.in")
         command: list[str | Path] = [
             program, "-machine", "q35", "-accel", "tcg", "-cpu", "EPYC", "-m", "512", "-display", "none",
-            "-monitor", "none", "-no-reboot", "-net", "none", "-vga", "none", "-kernel", kernel, "-initrd", initrd,
-            "-append", f"{LINUX_CMDLINE} luemu.generation=0", "-serial", "null", "-serial", f"pipe:{pipe}", *extra,
+            "-monitor", "none", "-no-reboot", "-net", "none", "-vga", "none", "-kernel", kernel,
+            "-initrd", initrd, "-append", f"{LINUX_CMDLINE} luemu.generation=0", "-serial", "null",
+            "-serial", f"pipe:{pipe}", *extra,
         ]  # fmt: skip
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         reader, transcript, watch = RecordReader(), Transcript(), Stopwatch()
         try:
             hold = os.open(f"{pipe}.in", os.O_RDWR)
-            with open(f"{pipe}.out", "rb", buffering=0) as stream:
+            with Path(f"{pipe}.out").open("rb", buffering=0) as stream:
                 while not watch.hello:
                     data = stream.read(4096)
                     if not data:

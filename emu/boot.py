@@ -86,7 +86,8 @@ class BzImage:
         version = struct.unpack_from("<H", data, 0x206)[0]
         if version < 0x20C:
             raise ImageError(
-                f"boot protocol {version >> 8}.{version & 255:02d} has no 64-bit entry; 2.12 or later is needed", where
+                f"boot protocol {version >> 8}.{version & 255:02d} has no 64-bit entry (2.12 has)",
+                where,
             )
         if not struct.unpack_from("<H", data, 0x236)[0] & 1:
             raise ImageError("the kernel has no 64-bit entry point (xloadflags bit 0)", where)
@@ -94,7 +95,9 @@ class BzImage:
         payload = data[(sectors + 1) * 512 :]
         size = struct.unpack_from("<I", data, 0x1F4)[0] * 16
         if len(payload) < size:
-            raise ImageError(f"truncated: {len(payload)} bytes of protected-mode code, the header says {size}", where)
+            raise ImageError(
+                f"truncated: {len(payload)} bytes of protected-mode code, the header says {size}", where
+            )
         (init_size,) = struct.unpack_from("<I", data, 0x260)
         (preferred,) = struct.unpack_from("<Q", data, 0x258)
         (alignment,) = struct.unpack_from("<I", data, 0x230)
@@ -124,6 +127,7 @@ class Elf:
 
     @classmethod
     def parse(cls, data: bytes, where: str = "") -> Elf:
+        """Raises ImageError unless it is an x86-64 executable with something to load."""
         if data[:4] != b"\x7fELF":
             raise ImageError("not an ELF file", where)
         if len(data) < 64 or data[4:6] != b"\x02\x01":
@@ -140,7 +144,7 @@ class Elf:
             ptype, _, off, vaddr, paddr, filesz, memsz = struct.unpack_from("<IIQQQQQ", data, phoff + 56 * i)
             if ptype not in (1, 4):
                 continue
-            if off + filesz > len(data) or filesz > memsz and ptype == 1:
+            if off + filesz > len(data) or (filesz > memsz and ptype == 1):
                 raise ImageError(f"segment {i} is outside the file", where)
             if ptype == 1 and memsz:
                 segments.append((paddr, data[off : off + filesz], memsz))
@@ -187,7 +191,7 @@ def _put_initrd(m: Machine, initrd: bytes, top: int, floor: int) -> int:
     at = (top - len(initrd)) & ~(PAGE - 1)
     if at < floor:
         raise ConfigError(
-            f"an initramfs of {len(initrd) >> 20} MiB does not fit below {top:#x}: give the machine more memory"
+            f"an initramfs of {len(initrd) >> 20} MiB does not fit below {top:#x}: more memory is needed"
         )
     m.memory.write(at, initrd, by="loader")
     return at

@@ -29,7 +29,11 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if "--json" in sys.argv:
-            print(json.dumps({"ok": False, "error": {"kind": "bad-usage", "message": message, "where": self.prog}}))
+            print(
+                json.dumps(
+                    {"ok": False, "error": {"kind": "bad-usage", "message": message, "where": self.prog}}
+                )
+            )
         else:
             print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
@@ -84,7 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(error: EmuError, args: argparse.Namespace) -> int:
     if getattr(args, "json", False):
-        print(json.dumps({"ok": False, "error": {"kind": error.kind, "message": error.message, "where": error.where}}))
+        print(
+            json.dumps(
+                {"ok": False, "error": {"kind": error.kind, "message": error.message, "where": error.where}}
+            )
+        )
     else:
         print(f"luemu: {error}", file=sys.stderr)
     return 3 if isinstance(error, UnsupportedHost) or type(error) is EmuError else 2

@@ -53,22 +53,34 @@ class ClockHeader(ctypes.Structure):
     _fields_ = [("ticks", U64), ("skipped", U64), ("deadline", U64)]
 
 
-COUNTERS = (
-    "exceptions interrupts syscalls io_reads io_writes mmio_reads mmio_writes "
-    "translations splits tlb_walks tlb_refills tlb_flushes code_writes jit_flushes"
-).split()
+COUNTERS = [
+    "exceptions",
+    "interrupts",
+    "syscalls",
+    "io_reads",
+    "io_writes",
+    "mmio_reads",
+    "mmio_writes",
+    "translations",
+    "splits",
+    "tlb_walks",
+    "tlb_refills",
+    "tlb_flushes",
+    "code_writes",
+    "jit_flushes",
+]
 
 
 class CoreHeader(ctypes.Structure):
     """The part of `struct core` that is shared with Python."""
 
     _fields_ = [
-        *[(n, U64) for n in "end limit irq nmi stop stop_request halted engine_error".split()],
-        *[(n, U64) for n in "tsc_offset flush_at flush_grid strict probes".split()],
+        *[(n, U64) for n in ["end", "limit", "irq", "nmi", "stop", "stop_request", "halted", "engine_error"]],
+        *[(n, U64) for n in ["tsc_offset", "flush_at", "flush_grid", "strict", "probes"]],
         *[(n, U64) for n in COUNTERS],
         ("exceptions_by_vector", U64 * 32),
-        *[(n, U64) for n in "last_vector last_error last_rip last_cr2".split()],
-        *[(n, U64) for n in "user_left user_entered watch_user".split()],
+        *[(n, U64) for n in ["last_vector", "last_error", "last_rip", "last_cr2"]],
+        *[(n, U64) for n in ["user_left", "user_entered", "watch_user"]],
     ]
 
 
@@ -105,7 +117,9 @@ class Callbacks(ctypes.Structure):
 
 
 class CpuidRow(ctypes.Structure):
-    _fields_ = [(n, U32) for n in "leaf subleaf eax ebx ecx edx".split()]
+    """`struct cpuid_row`."""
+
+    _fields_ = [(n, U32) for n in ["leaf", "subleaf", "eax", "ebx", "ecx", "edx"]]
 
 
 @dataclass(frozen=True)
@@ -135,20 +149,30 @@ _SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs", "ldtr", "tr", "gdtr", "idtr")
 GPRS = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{i}" for i in range(8, 16)))
 STATE_WORDS: tuple[str, ...] = (
     *GPRS,
-    *"rip rflags hflags hflags2".split(),
+    *["rip", "rflags", "hflags", "hflags2"],
     *(f"{s}.{part}" for s in _SEGMENTS for part in ("selector", "base", "limit", "flags")),
-    *"cr0 cr2 cr3 cr4 efer xcr0 dr0 dr1 dr2 dr3 dr6 dr7".split(),
-    *"fpu.top fpu.status fpu.control fpu.tags fpu.opcode fpu.ip fpu.dp mxcsr".split(),
-    *"sysenter_cs sysenter_esp sysenter_eip star vm_hsave_pa lstar cstar fmask kernel_gs_base".split(),
-    *"tsc_aux misc_enable pat".split(),
+    *["cr0", "cr2", "cr3", "cr4", "efer", "xcr0", "dr0", "dr1", "dr2", "dr3", "dr6", "dr7"],
+    *["fpu.top", "fpu.status", "fpu.control", "fpu.tags", "fpu.opcode", "fpu.ip", "fpu.dp", "mxcsr"],
+    *[
+        "sysenter_cs",
+        "sysenter_esp",
+        "sysenter_eip",
+        "star",
+        "vm_hsave_pa",
+        "lstar",
+        "cstar",
+        "fmask",
+        "kernel_gs_base",
+    ],
+    *["tsc_aux", "misc_enable", "pat"],
     *(f"mtrr_fixed{i}" for i in range(11)),
     "mtrr_def_type",
     *(f"mtrr_var{i}" for i in range(16)),
-    *"svm.vmcb svm.tsc_offset svm.intercept svm.intercept_cr_dr svm.intercept_exceptions".split(),
-    *"svm.nested_cr3 svm.nested_mode svm.v_tpr old_exception".split(),
+    *["svm.vmcb", "svm.tsc_offset", "svm.intercept", "svm.intercept_cr_dr", "svm.intercept_exceptions"],
+    *["svm.nested_cr3", "svm.nested_mode", "svm.v_tpr", "old_exception"],
     *(f"st{i}.{part}" for i in range(8) for part in ("mantissa", "exponent")),
     *(f"xmm{i}.{part}" for i in range(16) for part in ("low", "high")),
-    *"halted tsc_offset nmi intr tlb_flush_at tlb_flush_grid".split(),
+    *["halted", "tsc_offset", "nmi", "intr", "tlb_flush_at", "tlb_flush_grid"],
 )
 """Names of the words of the architectural state, in the order of the core's `core_state_save`.
 ``hflags`` holds what has no register of its own: CPL, interrupt shadow, guest mode and the like."""
@@ -206,7 +230,9 @@ class Cpu:
         sizes = (U64 * len(blocks))(*(size for size, _ in blocks))
         bad = lib.core.core_regions(self.core, starts, sizes, len(blocks))
         if bad:
-            raise UnsupportedHost(f"the engine lays out RAM differently (block {bad}): not the unicorn 2.1.4 wheel")
+            raise UnsupportedHost(
+                f"the engine lays out RAM differently (block {bad}): not the unicorn 2.1.4 wheel"
+            )
         hooks = [int(lib.core.core_hook(i)) for i in range(6)]
         engine.hook(UC_HOOK_INTR, hooks[1], self.address)
         engine.hook(UC_HOOK_INSN_INVALID, hooks[2], self.address)
@@ -226,7 +252,7 @@ class Cpu:
 
     def _features(self) -> None:
         rows = cpuid.table(self.apic_id)
-        table = (CpuidRow * len(rows))(*rows)
+        table = (CpuidRow * len(rows))(*(CpuidRow(*row) for row in rows))
         if self.lib.core.core_cpuid(self.core, table, len(rows)):
             raise ConfigError(f"the CPUID table has too many rows ({len(rows)})")
         for word, mask in cpuid.FEATURE_MASKS.items():
@@ -338,6 +364,7 @@ class Cpu:
         return list(out)
 
     def load_words(self, words: Sequence[int]) -> None:
+        """Set the architectural state. Raises ConfigError for a wrong number of words."""
         if len(words) != self._words:
             raise ConfigError(f"CPU state has {len(words)} words, not {self._words}")
         self.lib.core.core_state_load(self.core, (U64 * self._words)(*words))
@@ -359,6 +386,7 @@ class Cpu:
         self.lib.core.core_tlb_load(self.core, tlb, U64(len(tlb) // 16))
 
     def registers(self) -> dict[str, int]:
+        """The architectural state by name."""
         return dict(zip(STATE_WORDS, self.words(), strict=True))
 
     def set_registers(self, **values: int) -> None:
@@ -376,6 +404,7 @@ class Cpu:
         return list(out[: 2 * count])
 
     def load_tlb(self, pairs: Sequence[int]) -> None:
+        """Set what `tlb` returned."""
         table = (U64 * max(1, len(pairs)))(*pairs)
         self.lib.core.core_tlb_load(self.core, table, U64(len(pairs) // 2))
 
@@ -384,6 +413,7 @@ class Cpu:
         self.lib.core.core_tlb_flush(self.core)
 
     def close(self) -> None:
+        """Free the engine and the core."""
         if self.address:
             self.engine.close()
             self.lib.core.core_free(self.core)

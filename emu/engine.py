@@ -79,7 +79,7 @@ def _engine_path() -> Path:
 
 def _already_loaded(path: Path) -> bool:
     real = os.path.realpath(path)
-    with open("/proc/self/maps") as maps:
+    with Path("/proc/self/maps").open() as maps:
         return any(line.rstrip().endswith(real) for line in maps)
 
 
@@ -149,6 +149,7 @@ def peek(address: int, size: int) -> int:
 
 
 def poke(address: int, size: int, value: int) -> None:
+    """Write an unsigned little-endian integer to a host address."""
     ctypes.memmove(address, value.to_bytes(size, "little"), size)
 
 
@@ -157,7 +158,7 @@ class Mapped:
 
     def __init__(self) -> None:
         self.ranges: list[tuple[int, int]] = []
-        with open("/proc/self/maps") as maps:
+        with Path("/proc/self/maps").open() as maps:
             for line in maps:
                 span, permissions = line.split()[:2]
                 if permissions[0] == "r":
@@ -189,14 +190,18 @@ class Engine:
         mapped = Mapped()
         self.cpu = peek(self.uc + UC_CPU, 8)
         if self.cpu not in mapped or self.cpu + CPU_TO_ENV not in mapped:
-            raise UnsupportedHost(f"the engine's CPU is not at offset {UC_CPU:#x}: not the unicorn 2.1.4 wheel")
+            raise UnsupportedHost(
+                f"the engine's CPU is not at offset {UC_CPU:#x}: not the unicorn 2.1.4 wheel"
+            )
         if peek(self.cpu + CPU_ENV_PTR, 8) != self.cpu + CPU_TO_ENV or peek(self.cpu + CPU_UC, 8) != self.uc:
             raise UnsupportedHost(
                 f"the engine's CPU state is not at offset {CPU_TO_ENV:#x}: not the unicorn 2.1.4 wheel"
             )
         self.env = self.cpu + CPU_TO_ENV
         if peek(self.env, 8) != rax.value:
-            raise UnsupportedHost("the engine's registers are not where expected: not the unicorn 2.1.4 wheel")
+            raise UnsupportedHost(
+                "the engine's registers are not where expected: not the unicorn 2.1.4 wheel"
+            )
         self.tcg = peek(self.uc + UC_TCG, 8)
         if self.tcg not in mapped:
             raise UnsupportedHost(f"the translator is not at offset {UC_TCG:#x}: not the unicorn 2.1.4 wheel")
@@ -204,6 +209,7 @@ class Engine:
         self._hooks: list[ctypes.c_size_t] = []
 
     def hook(self, kind: int, function: int, user: int) -> None:
+        """Add a native callback for all addresses."""
         handle = ctypes.c_size_t()
         self.library.call(
             "uc_hook_add",
@@ -218,11 +224,13 @@ class Engine:
         self._hooks.append(handle)
 
     def map_ram(self, phys: int, host: int, size: int) -> None:
+        """Map host memory as RAM."""
         self.library.call(
             "uc_mem_map_ptr", VOIDP(self.uc), U64(phys), ctypes.c_size_t(size), UC_PROT_ALL, VOIDP(host)
         )
 
     def map_mmio(self, phys: int, size: int, read: int, write: int, user: int) -> None:
+        """Send accesses to a range to native callbacks."""
         self.library.call(
             "uc_mmio_map",
             VOIDP(self.uc),
@@ -235,6 +243,7 @@ class Engine:
         )
 
     def close(self) -> None:
+        """Free the engine."""
         if self.uc:
             self.library.engine.uc_close(VOIDP(self.uc))
             self.uc = 0

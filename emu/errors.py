@@ -43,7 +43,7 @@ class ConfigError(EmuError):
     kind = "bad-config"
 
 
-class MemoryError_(EmuError):
+class AddressError(EmuError):
     """A host access to guest-physical memory is outside RAM."""
 
     kind = "bad-address"

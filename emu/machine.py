@@ -80,6 +80,7 @@ class Description:
     strict_memory: bool = False
 
     def plain(self) -> dict[str, Any]:
+        """For JSON."""
         return {
             "memory": self.memory,
             "rtc_epoch": self.rtc_epoch,
@@ -111,7 +112,7 @@ class Snapshot:
         contents: U8Array,
     ) -> None:
         self.parent = parent
-        self.depth = parent.depth + 1 if parent else 0
+        self.depth: int = parent.depth + 1 if parent is not None else 0
         self.ticks = ticks
         self.skipped = skipped
         self.cpus = cpus
@@ -143,7 +144,7 @@ class Snapshot:
         while node is not None:
             found = node._addresses.get(number)
             if found is not None:
-                view = node._contents[(found - node._contents.ctypes.data) // 4096]
+                view: U8Array = node._contents[(found - node._contents.ctypes.data) // 4096]
                 view.flags.writeable = False
                 return view
             node = node.parent
@@ -256,7 +257,9 @@ class Machine:
     def _unclaimed(self, access: Unclaimed) -> None:
         if self.description.strict_memory and access.kind == "mmio":
             what = "write to" if access.write else "read of"
-            self._end(StopKind.UNMAPPED, f"{what} {access.address:#x}, where there is neither RAM nor a device")
+            self._end(
+                StopKind.UNMAPPED, f"{what} {access.address:#x}, where there is neither RAM nor a device"
+            )
 
     def _end(self, kind: StopKind, message: str) -> None:
         if self._ending is None:
@@ -275,6 +278,7 @@ class Machine:
         self._probes_changed = True
 
     def unprobe(self, address: int, handler: ProbeHandler) -> None:
+        """Take back what `probe` added."""
         self._probes[address].remove(handler)
         if not self._probes[address]:
             del self._probes[address]
@@ -323,7 +327,7 @@ class Machine:
         """What the guest wrote to its first serial port."""
         return bytes(self.serial[0])
 
-    def type(self, data: bytes, port: int = 0) -> None:
+    def send(self, data: bytes, port: int = 0) -> None:
         """Send bytes to a serial port, now. Part of the machine's input: replay it at the same tick."""
         self.platform.receive(port, data, self.ticks)
 
@@ -382,7 +386,9 @@ class Machine:
                 )
             if reason is Reason.ENGINE:
                 error = int(cpu.header.engine_error)
-                what = {6: "a read", 7: "a write", 8: "an instruction fetch"}.get(error, f"engine error {error}")
+                what = {6: "a read", 7: "a write", 8: "an instruction fetch"}.get(
+                    error, f"engine error {error}"
+                )
                 return self._stopped(StopKind.ENGINE, f"{what} outside the physical address space")
             if reason is Reason.REQUEST:
                 continue
@@ -508,9 +514,7 @@ class Machine:
     def save(self, path: Path) -> None:
         """Write the machine to a file that `load` continues from, in any process on any host."""
         numbers, contents = self.memory.gather(self.memory.resident_pages())
-        saved.write(
-            path, {**self.state(), "serial": [bytes(s) for s in self.serial]}, numbers, contents
-        )
+        saved.write(path, {**self.state(), "serial": [bytes(s) for s in self.serial]}, numbers, contents)
 
     @classmethod
     def load(cls, path: Path) -> Machine:
@@ -518,7 +522,9 @@ class Machine:
         file = saved.read(path)
         d = file.state["description"]
         if d["cpuid_version"] != cpuid.VERSION:
-            raise ImageError(f"saved with CPU model {d['cpuid_version']}, this luemu has {cpuid.VERSION}", str(path))
+            raise ImageError(
+                f"saved with CPU model {d['cpuid_version']}, this luemu has {cpuid.VERSION}", str(path)
+            )
         m = cls(d["memory"], rtc_epoch=d["rtc_epoch"], strict_memory=d["strict_memory"])
         try:
             m.memory.scatter(
@@ -538,6 +544,7 @@ class Machine:
     # ---- life --------------------------------------------------------------------------------
 
     def close(self) -> None:
+        """Free host memory. Views that were handed out stay valid."""
         for cpu in self.cpus:
             cpu.close()
         self.memory.close()
@@ -555,5 +562,3 @@ def _plain_bytes(value: object) -> str:
     if isinstance(value, bytes | bytearray):
         return "hex:" + bytes(value).hex()
     raise TypeError(f"device state must be plain data, not {type(value).__name__}")
-
-

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from emu.errors import ConfigError, MemoryError_
+from emu.errors import AddressError, ConfigError
 
 PAGE = 4096
 GIB4 = 1 << 32
@@ -141,11 +141,11 @@ class Memory:
         self._hash_sum = 0
 
     def offset(self, phys: int, size: int = 1) -> int:
-        """Offset into RAM of ``size`` bytes at ``phys``; MemoryError_ when not all of it is RAM."""
+        """Offset into RAM of ``size`` bytes at ``phys``; AddressError when not all of it is RAM."""
         for start, end in self.ranges:
             if start <= phys and phys + size <= end and size >= 0:
                 return phys if phys < GIB4 else phys - GIB4 + self.low
-        raise MemoryError_(f"{size} bytes at {phys:#x} are not RAM", f"{phys:#x}")
+        raise AddressError(f"{size} bytes at {phys:#x} are not RAM", f"{phys:#x}")
 
     def read(self, phys: int, size: int) -> U8Array:
         """A read-only view of ``size`` bytes at ``phys``, valid (and live) as long as the machine."""

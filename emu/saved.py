@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from emu.errors import ImageError, MemoryError_
+from emu.errors import AddressError, ImageError
 from emu.memory import PAGE, U8Array, low_split, page_ranges, ram_ranges
 
 MAGIC = b"LUEMU-M1"
@@ -98,7 +98,9 @@ def read(path: Path) -> SavedMachine:
         raise ImageError("truncated", where)
     _, document_size, count, packed_size, digest = _HEAD.unpack_from(data)
     if len(data) != _HEAD.size + document_size + packed_size or count > _PAGES_MAX:
-        raise ImageError(f"{len(data)} bytes long, not {_HEAD.size + document_size + packed_size}: truncated?", where)
+        raise ImageError(
+            f"{len(data)} bytes long, not {_HEAD.size + document_size + packed_size}: truncated?", where
+        )
     document = data[_HEAD.size : _HEAD.size + document_size]
     packed = data[_HEAD.size + document_size :]
     if hashlib.sha256(document + packed).digest() != digest:
@@ -125,15 +127,16 @@ class SavedMemory:
 
     @property
     def ranges(self) -> list[tuple[int, int]]:
+        """RAM as sorted (start, end) pairs of physical addresses."""
         return ram_ranges(self._size)
 
     def read(self, phys: int, size: int) -> U8Array:
-        """``size`` bytes at ``phys``, read-only; MemoryError_ when not all of it is RAM."""
+        """``size`` bytes at ``phys``, read-only; AddressError when not all of it is RAM."""
         for start, end in self.ranges:
             if start <= phys and phys + size <= end and size >= 0:
                 break
         else:
-            raise MemoryError_(f"{size} bytes at {phys:#x} are not RAM", f"{phys:#x}")
+            raise AddressError(f"{size} bytes at {phys:#x} are not RAM", f"{phys:#x}")
         at = phys if phys < 1 << 32 else phys - (1 << 32) + low_split(self._size)
         first, last = at // PAGE, (at + max(size, 1) - 1) // PAGE
         out = np.zeros((last - first + 1, PAGE), np.uint8)

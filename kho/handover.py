@@ -103,7 +103,7 @@ class Handover:
         findings = Findings()
         areas = None
         if location.scratch is not None:
-            areas = [(area.phys, area.end) for area in location.scratch if area.size]
+            areas = [(area.phys, min(area.end, (1 << 64) - 1)) for area in location.scratch if area.size]
         tree = read_tree(reader, root.root.u64(PROP_MEMORY_MAP), findings, areas)
         handover = cls(reader, location, root, tree, PreservedSet(tree.phys, tree.order), findings)
         handover._decode()

@@ -89,7 +89,21 @@ def _elf(machine: Machine, path: Path) -> None:
     ranges = machine.memory.ranges
     offset = (_EHDR + _PHDR * len(ranges) + 4095) & ~4095
     head = struct.pack(
-        "<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 4, 62, 1, 0, _EHDR, 0, 0, _EHDR, _PHDR, len(ranges), 0, 0, 0
+        "<16sHHIQQQIHHHHHH",
+        b"\x7fELF\x02\x01\x01",
+        4,
+        62,
+        1,
+        0,
+        _EHDR,
+        0,
+        0,
+        _EHDR,
+        _PHDR,
+        len(ranges),
+        0,
+        0,
+        0,
     )
     table, places = b"", []
     for start, end in ranges:

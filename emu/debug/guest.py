@@ -9,13 +9,13 @@ from __future__ import annotations
 import capstone
 
 from emu.debug.symbols import Symbols
-from emu.errors import MemoryError_
+from emu.errors import AddressError
 from emu.machine import Machine
 
 _ADDRESS = 0x000F_FFFF_FFFF_F000
 
 
-class NotMapped(MemoryError_):
+class NotMapped(AddressError):
     """A virtual address has no translation, or one outside RAM."""
 
 
@@ -39,7 +39,7 @@ def translate(m: Machine, address: int, cr3: int | None = None) -> int:
             table = entry & _ADDRESS
             if shift == 12 or (shift < 39 and entry & 0x80):
                 return (table & ~((1 << shift) - 1)) | (address & ((1 << shift) - 1))
-    except MemoryError_ as e:
+    except AddressError as e:
         raise NotMapped(f"has page tables outside RAM ({e})", f"{address:#x}") from None
     raise AssertionError("unreachable")
 
@@ -52,7 +52,7 @@ def read(m: Machine, address: int, size: int) -> bytes:
         phys = translate(m, address)
         try:
             out += m.memory.read(phys, piece).tobytes()
-        except MemoryError_:
+        except AddressError:
             raise NotMapped(f"is mapped to {phys:#x}, which is not RAM", f"{address:#x}") from None
         address += piece
         size -= piece
@@ -60,6 +60,7 @@ def read(m: Machine, address: int, size: int) -> bytes:
 
 
 def u64(m: Machine, address: int) -> int:
+    """The 64-bit word at a virtual address. Raises NotMapped."""
     return int.from_bytes(read(m, address, 8), "little")
 
 

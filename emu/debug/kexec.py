@@ -65,7 +65,7 @@ def read(m: Machine, address: int) -> Image:
                 words = [int.from_bytes(raw[32 * i + 8 * k : 32 * i + 8 * k + 8], "little") for k in range(4)]
                 segments.append((words[2], words[3], words[1]))
             inside = any(a <= start < a + n for a, n, _ in segments)
-            if inside and all(a % 4096 == 0 and n % 4096 == 0 and 0 < n and b <= n for a, n, b in segments):
+            if inside and all(a % 4096 == 0 and n % 4096 == 0 and n > 0 and b <= n for a, n, b in segments):
                 control = _control_pages(m, head)
                 for pointer in (guest.u64(m, address + 32), guest.u64(m, address + 40)):
                     number, odd = divmod(pointer - _VMEMMAP, _STRUCT_PAGE)

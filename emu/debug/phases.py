@@ -3,9 +3,11 @@
 A phase begins at the entry of a function that its kernel's symbols name, and lasts until the next
 one begins or the CPU returns to user mode. The initcalls of KHO and LUO last until the next initcall;
 what a kernel does in between on its way to user space is `cold-boot` in the first one, and in one
-started by kexec `adopt` until LUO's early initcall, then `ready`. Names and numbers are those of the project's table of
-phases (docs/phases.md): P1 cold-boot to P22 steady, and `userspace` for everything else. A run is
-partitioned: every instruction is in exactly one record.
+started by kexec `adopt` until LUO's early initcall, then `ready`.
+
+Names and numbers are those of the project's table of phases (docs/phases.md): P1 cold-boot to P22
+steady, and `userspace` for everything else. A run is partitioned: every instruction is in exactly
+one record.
 
 The moments at which a handover is examined: J, entry of `machine_kexec` in the old kernel; K, entry
 of `kho_memory_init` in the new one; F, after `memblock_free_all` there.
@@ -89,9 +91,11 @@ class Record:
 
     @property
     def name(self) -> str:
+        """Name of the phase."""
         return NAMES[self.id]
 
     def plain(self) -> dict[str, object]:
+        """For JSON."""
         return {
             "id": self.id,
             "name": self.name,
@@ -162,14 +166,13 @@ class PhaseObserver:
         if symbols is None:
             return
         for name, phases in _ENTRIES.items():
-            address = symbols.address(name)
-            if address is None:
-                continue
-            self._add(address, self._entry(name, phases))
+            at = symbols.address(name)
+            if at is not None:
+                self._add(at, self._entry(name, phases))
         for name in _AFTER_FREE:
-            address = symbols.address(name)
-            if address is not None:
-                self._add(address, self._after_free)
+            at = symbols.address(name)
+            if at is not None:
+                self._add(at, self._after_free)
                 break
 
     def _add(self, address: int, handler: Callable[[Machine, int], bool | None]) -> None:
@@ -180,7 +183,7 @@ class PhaseObserver:
         self, name: str, phases: tuple[str | None, str | None]
     ) -> Callable[[Machine, int], bool | None]:
         def entered(machine: Machine, address: int) -> None:
-            phase = phases[1 if self.generation else 0]
+            phase: str | None = phases[1 if self.generation else 0]
             if name == "machine_kexec":
                 self._jump(machine)
                 return

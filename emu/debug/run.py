@@ -78,7 +78,9 @@ def _when(text: str, option: str) -> tuple[str, Path]:
     when, separator, file = text.partition("=")
     known = when in _MOMENTS or when in NAMES
     if not separator or not file or not (known or when[:1].isdigit()):
-        raise UsageError(f'"{text}" is not WHEN=FILE (WHEN: J, K, F, P1 to P22, or an instruction number)', option)
+        raise UsageError(
+            f'"{text}" is not WHEN=FILE (WHEN: J, K, F, P1 to P22, or an instruction number)', option
+        )
     if not known:
         when = str(parse_number(when, option))
     return when, Path(file)
@@ -87,7 +89,9 @@ def _when(text: str, option: str) -> tuple[str, Path]:
 def options(args: argparse.Namespace) -> Options:
     """Options of the command line. Raises UsageError."""
     if args.old is None:
-        raise UsageError("no kernel to boot: give --old (a bzImage or ELF), and --new if it is another", "--old")
+        raise UsageError(
+            "no kernel to boot: give --old (a bzImage or ELF), and --new if it is another", "--old"
+        )
     old = Path(args.old)
     files: list[tuple[Path, str]] = []
     for text in args.file:
@@ -102,7 +106,9 @@ def options(args: argparse.Namespace) -> Options:
         raise UsageError("cannot be combined with --json", "--interactive")
     for command in (*args.before, *args.after):
         split_command(command)
-    at = [("save", *_when(t, "--save")) for t in args.save] + [("dump", *_when(t, "--dump")) for t in args.dump]
+    at = [("save", *_when(t, "--save")) for t in args.save] + [
+        ("dump", *_when(t, "--dump")) for t in args.dump
+    ]
     symbols = args.symbols
     return Options(
         old=old,
@@ -145,7 +151,12 @@ class Progress:
         self.next = now + 0.1
         observer = self.update.observer
         phase = f"{observer.phase}, kernel {observer.generation}" if observer else "running"
-        print(f"\r\033[K{machine.instructions / 1e6:,.0f} M instructions  {phase}", end="", file=sys.stderr, flush=True)
+        print(
+            f"\r\033[K{machine.instructions / 1e6:,.0f} M instructions  {phase}",
+            end="",
+            file=sys.stderr,
+            flush=True,
+        )
         self.shown = True
 
     def clear(self) -> None:
@@ -224,7 +235,7 @@ def _interact(update: Update, record: Path | None, limit: int) -> None:
                     break
                 if log is not None:
                     log.write(json.dumps([m.ticks, data.hex()]) + "\n")
-                m.type(data)
+                m.send(data)
     if log is not None:
         log.close()
 
@@ -242,7 +253,7 @@ def _replay(update: Update, path: Path, limit: int) -> None:
         if stop.kind is not StopKind.UNTIL:
             update.ended = stop
             return
-        update.machine.type(data)
+        update.machine.send(data)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -299,7 +310,9 @@ def show(result: Result, *, verbose: bool = False) -> None:
         total[1] += r.ticks
         total[2] += 1
     if totals:
-        print(paint("bold", f"{'phase':<22}{'kernel':>7}{'times':>7}{'instructions':>17}{'microseconds':>15}"))
+        print(
+            paint("bold", f"{'phase':<22}{'kernel':>7}{'times':>7}{'instructions':>17}{'microseconds':>15}")
+        )
         for (generation, id), (instructions, ticks, count) in totals.items():
             name = NAMES[id] if id == "userspace" else f"{id:<4}{NAMES[id]}"
             print(f"{name:<22}{generation:>7}{count:>7}{instructions:>17,}{ticks / 1000:>15,.1f}")
@@ -317,11 +330,19 @@ def show(result: Result, *, verbose: bool = False) -> None:
             )
         for s in u["sessions"]:
             print(f"  session {clean(s['name'])}: {amount(len(s['files']), 'file')}")
-        print(f"  checked {amount(len(u['checked']), 'invariant')} at {', '.join(u['moments']) or 'no moment'}")
+        print(
+            f"  checked {amount(len(u['checked']), 'invariant')} at {', '.join(u['moments']) or 'no moment'}"
+        )
     for program in result.programs:
         status = program["status"]
-        how = "exit 0" if status == 0 else (f"exit {status}" if status is not None else f"signal {program['signal']}")
-        print(f"{program['when']} (kernel {program['generation']}): {clean(shlex.join(program['argv']))}: {how}")
+        how = (
+            "exit 0"
+            if status == 0
+            else (f"exit {status}" if status is not None else f"signal {program['signal']}")
+        )
+        print(
+            f"{program['when']} (kernel {program['generation']}): {clean(shlex.join(program['argv']))}: {how}"
+        )
         if verbose or status != 0:
             for line in program["output"].splitlines():
                 print("  | " + clean(line))

@@ -33,10 +33,14 @@ def add_parser(subparsers: Any) -> None:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("words", nargs="*", metavar="WORD", help="command line of the guest: only=GROUP, skip=GROUP, ...")
+    p.add_argument(
+        "words", nargs="*", metavar="WORD", help="command line of the guest: only=GROUP, skip=GROUP, ..."
+    )
     p.add_argument("--elf", metavar="FILE", help="another guest (an ELF file)")
     p.add_argument("--memory", default="256M", metavar="SIZE", help="RAM of the machine (default 256M)")
-    p.add_argument("--max-instructions", default=str(MAX_INSTRUCTIONS), metavar="N", help="give up after this many")
+    p.add_argument(
+        "--max-instructions", default=str(MAX_INSTRUCTIONS), metavar="N", help="give up after this many"
+    )
     p.add_argument("-q", "--quiet", action="store_true", help="only the summary")
     p.add_argument("--json", action="store_true", help="one JSON document on stdout")
     p.set_defaults(func=run)

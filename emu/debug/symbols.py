@@ -82,6 +82,7 @@ class Symbols:
         return name in self._table
 
     def address(self, name: str) -> int | None:
+        """Address of a name, None if there is none."""
         return self._table.get(name)
 
     def describe(self, address: int) -> str:

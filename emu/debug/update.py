@@ -22,7 +22,7 @@ from emu.debug.inspect import _describe_session as describe_session
 from emu.debug.phases import PhaseObserver, Record
 from emu.debug.symbols import Symbols
 from emu.errors import ConfigError, EmuError, ImageError
-from emu.initproto import Plan, NextKernel, RecordError, RecordReader, Transcript
+from emu.initproto import NextKernel, Plan, RecordError, RecordReader, Transcript
 from emu.initramfs import Initramfs
 from emu.machine import Machine, Snapshot, Stop, StopKind
 from emu.memory import PAGE, U8Array, page_ranges
@@ -178,6 +178,7 @@ class Result:
     epitaph: str = ""
 
     def plain(self) -> dict[str, Any]:
+        """For JSON: the run, with the fields of the last update repeated at the top."""
         last = self.updates[-1] if self.updates else {}
         return {
             **last,
@@ -408,10 +409,14 @@ class Update:
         m, o = self.machine, self.options
         stop = self.ended
         for what, when, path in sorted((i for i in o.at if i[1].isdigit()), key=lambda i: int(i[1])):
-            while stop is None and m.instructions < int(when) or (
+            while (stop is None and m.instructions < int(when)) or (
                 stop is not None and stop.kind is StopKind.UNTIL and m.instructions < int(when)
             ):
-                stop = m.run(m.ticks + int(when) - m.instructions, max_instructions=o.max_instructions, progress=progress)
+                stop = m.run(
+                    m.ticks + int(when) - m.instructions,
+                    max_instructions=o.max_instructions,
+                    progress=progress,
+                )
                 if stop.kind is not StopKind.UNTIL:
                     break
             if stop is not None and stop.kind is not StopKind.UNTIL:
@@ -459,7 +464,8 @@ class Update:
                     reasons.append(f"update {e.generation + 1} was not examined at {moment}")
         violations = [v for e in self.examined for v in e.violations]
         if violations:
-            reasons.append(f"{len(violations)} violation(s) of invariants, the first: {violations[0].id}: {violations[0].message}")
+            first = violations[0]
+            reasons.append(f"{len(violations)} violation(s); the first: {first.id}: {first.message}")
         for what, when, path in self._pending_at:
             reasons.append(f"--{what} {when}={path}: the run never got there")
         crashed = stop.kind not in (StopKind.POWER_OFF, StopKind.UNTIL, StopKind.REQUEST)

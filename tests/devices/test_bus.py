@@ -132,7 +132,7 @@ def test_a_removed_region_is_gone_and_cannot_be_removed_twice() -> None:
         r = region(kind, 0x20, cells)
         bus.add(r)
         bus.remove(r)
-        assert bus.read(kind, 0x20, 1, 0) == 0xFF  # type: ignore[arg-type]
+        assert bus.read(kind, 0x20, 1, 0) == 0xFF
         with pytest.raises(ConfigError, match="not registered"):
             bus.remove(r)
         bus.add(r)  # and its place is free again

@@ -16,7 +16,7 @@ def test_slice(kind: str, count: int) -> None:
     assert done == count
     refused = sum(number for name, number in outcomes.items() if name.startswith("error"))
     assert 0 < refused < count, outcomes
-    assert len(outcomes) > 3, outcomes
+    assert len(outcomes) > 2, outcomes
 
 
 def test_handovers_are_damaged_in_every_way() -> None:
