@@ -342,6 +342,7 @@ class Cpu:
         self.lib.core.core_relimit(self.core)
 
     def nmi(self) -> None:
+        """Latch a non-maskable interrupt."""
         self.header.nmi = 1
         self.lib.core.core_relimit(self.core)
 

@@ -183,6 +183,8 @@ class Machine:
         self._probes_changed = False
         self._probe_hit: int | None = None
         self._base: Snapshot | None = None
+        self.phase_source: Callable[[], str] | None = None
+        """set by an observer that knows phases (`emu.debug.phases`); see `phase`"""
         self._user_handler: Callable[[Machine], None] | None = None
         self.platform = Platform(
             self.clock,
@@ -321,6 +323,11 @@ class Machine:
     def instructions(self) -> int:
         """Instructions retired by all CPUs."""
         return int(self._time.ticks - self._time.skipped)
+
+    @property
+    def phase(self) -> str:
+        """Name of the phase of a live update that the machine is in, if an observer is attached."""
+        return self.phase_source() if self.phase_source is not None else ""
 
     @property
     def console(self) -> bytes:

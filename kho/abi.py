@@ -1,7 +1,8 @@
-"""Every constant and layout of the Kexec Handover format, version ``kho-v4`` (Linux 7.2), x86-64, 4 KiB pages.
+"""Every constant and layout of the Kexec Handover format, version ``kho-v4`` (Linux 7.2), x86-64, 4 KiB
+pages.
 
-This file only describes. Integers of KHO structures are little-endian, also inside FDT properties; only the FDT
-container itself is big-endian. The guest's neighbour of this file is ``kho/guest/abi.h``.
+This file only describes. Integers of KHO structures are little-endian, also inside FDT properties; only the
+FDT container itself is big-endian. The guest's neighbour of this file is ``kho/guest/abi.h``.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ VMALLOC_CHUNK_SLOTS: Final = PAGE_SIZE // 8 - 1
 VMALLOC_ALLOC: Final = 0x0001
 VMALLOC_HUGE: Final = 0x0002
 
-# --- linked blocks: struct kho_block_header_ser --------------------------------------------------------------
+# --- linked blocks: struct kho_block_header_ser -------------------------------------------------------------
 BLOCK_HEADER: Final = struct.Struct("<QQ")  # next, count
 BLOCKS_MAX: Final = 10000
 
@@ -101,11 +102,11 @@ def block_capacity(entry_size: int) -> int:
     return (PAGE_SIZE - BLOCK_HEADER.size) // entry_size
 
 
-# --- kexec-metadata: packed, 73 bytes -------------------------------------------------------------------------
+# --- kexec-metadata: packed, 73 bytes -----------------------------------------------------------------------
 METADATA: Final = struct.Struct("<I65sI")  # version, previous release, kexec count
 METADATA_VERSION: Final = 1
 
-# --- the "memblock" blob (reserve_mem=) ------------------------------------------------------------------------
+# --- the "memblock" blob (reserve_mem=) ---------------------------------------------------------------------
 MEMBLOCK_COMPATIBLE: Final = "memblock-v1"
 RESERVE_MEM_COMPATIBLE: Final = "reserve-mem-v1"
 PROP_START: Final = "start"
@@ -113,7 +114,7 @@ PROP_SIZE: Final = "size"
 RESERVE_MEM_MAX: Final = 8
 RESERVE_MEM_NAME_MAX: Final = 15
 
-# --- the "kho_test" blob (CONFIG_TEST_KEXEC_HANDOVER) ------------------------------------------------------------
+# --- the "kho_test" blob (CONFIG_TEST_KEXEC_HANDOVER) -------------------------------------------------------
 TEST_COMPATIBLE: Final = "kho-test-v1"
 TEST_MAGIC: Final = 0x4B484F21
 PROP_TEST_MAGIC: Final = "magic"
@@ -122,7 +123,7 @@ PROP_TEST_NR: Final = "nr_folios"
 PROP_TEST_FOLIOS: Final = "folios_info"
 PROP_TEST_CSUM: Final = "csum"
 
-# --- x86 boot protocol: setup_data chain --------------------------------------------------------------------------
+# --- x86 boot protocol: setup_data chain --------------------------------------------------------------------
 SETUP_DATA: Final = struct.Struct("<QII")  # next, type, length
 SETUP_KEXEC_KHO: Final = 10
 KHO_DATA: Final = struct.Struct("<QQQQ")  # FDT address and size, scratch array address and size
@@ -131,5 +132,5 @@ BOOT_PARAMS_HEADER: Final = 0x202
 BOOT_PARAMS_MAGIC: Final = b"HdrS"
 BOOT_PARAMS_SETUP_DATA: Final = 0x250
 
-# --- struct page of a preserved block in the next kernel -------------------------------------------------------------
+# --- struct page of a preserved block in the next kernel ----------------------------------------------------
 RESTORE_MAGIC: Final = 0x4B484F50  # upper half of page->private; the lower half is the order

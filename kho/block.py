@@ -1,8 +1,8 @@
 """Linked serialization blocks (Linux 7.2 KHO ABI, kho_block): a chain of pages of fixed-size entries.
 
 Each block is one preserved page: a header {next, count} and `count` entries. In a chain that is handed over all
-blocks but the last are full and none is empty. This file knows nothing about what the entries mean; the reader
-reports what is wrong with a chain and its owner decides which invariant that breaks.
+blocks but the last are full and none is empty. This file knows nothing about what the entries mean; the
+reader reports what is wrong with a chain and its owner decides which invariant that breaks.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class BlockChain:
 def read_chain(reader: Reader, head: int, entry_size: int, taken: dict[int, str], owner: str) -> BlockChain:
     """Follow the chain from `head`; 0 is the empty chain. At most `BLOCKS_MAX` blocks, none of them twice.
 
-    `taken` says which chain has a block, for all chains of a handover, and is added to: so a block is read once
-    however many chains lead to it.
+    `taken` says which chain has a block, for all chains of a handover, and is added to: so a block is read
+    once however many chains lead to it.
     """
     chain = BlockChain(entry_size)
     capacity = block_capacity(entry_size)

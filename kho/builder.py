@@ -1,9 +1,9 @@
 """Make a complete handover in memory, as a kernel would leave it: for tests, campaigns and examples.
 
-`HandoverBuilder` allocates pages from its own RAM, preserves what it is told to, registers sub-trees, and in `finish`
-writes tree, root FDT and scratch list; for moment K also boot parameters with the setup_data entry, in scratch, where
-kexec puts them. `luo.builder` puts sessions on top. Addresses are handed out in ascending order, so the same calls
-give the same image.
+`HandoverBuilder` allocates pages from its own RAM, preserves what it is told to, registers sub-trees, and in
+`finish` writes tree, root FDT and scratch list; for moment K also boot parameters with the setup_data entry,
+in scratch, where kexec puts them. `luo.builder` puts sessions on top. Addresses are handed out in ascending
+order, so the same calls give the same image.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class HandoverBuilder:
         root = Node("", {PROP_COMPATIBLE: KHO_COMPATIBLE.encode() + b"\0", PROP_MEMORY_MAP: map_address})
         self.fdt = Fdt.sequential(root)
 
-    # --- memory -------------------------------------------------------------------------------------------------
+    # --- memory ---------------------------------------------------------------------------------------------
 
     def allocate(self, order: int = 0) -> int:
         """A block of 2^order zeroed pages outside scratch."""
@@ -104,7 +104,7 @@ class HandoverBuilder:
         self.preserve(phys, order)
         return phys
 
-    # --- sub-trees ----------------------------------------------------------------------------------------------
+    # --- sub-trees ------------------------------------------------------------------------------------------
 
     def add_subtree(self, name: str, blob: bytes, phys: int | None = None) -> int:
         """Store a blob in memory of its own (or at `phys`) and register it; returns its address."""
@@ -156,7 +156,7 @@ class HandoverBuilder:
         self.add_subtree(SUBTREE_TEST, khotest.pack(test))
         return test
 
-    # --- the end ------------------------------------------------------------------------------------------------
+    # --- the end --------------------------------------------------------------------------------------------
 
     def finish(self, moment: str = "K") -> Built:
         """Write tree, FDT and scratch list; at K also what kexec copies into scratch."""

@@ -1,12 +1,13 @@
-"""The numbered invariants of a handover, as far as a look into memory can tell (KHO's own; `luo.check` adds LUO's).
+"""The numbered invariants of a handover, as far as a look into memory can tell (KHO's own; `luo.check` adds
+LUO's).
 
-A table has one row for each: title, who can observe it, at which moments it holds, and the function that checks it.
-Moments are J (the old kernel is about to jump), K (the new kernel is about to adopt preserved memory) and F (it has
-freed the rest). A function gets everything known about the handover and returns findings; when what it needs is not
-there it says so, and the row is listed as not checked, with the reason.
+A table has one row for each: title, who can observe it, at which moments it holds, and the function that
+checks it. Moments are J (the old kernel is about to jump), K (the new kernel is about to adopt preserved
+memory) and F (it has freed the rest). A function gets everything known about the handover and returns
+findings; when what it needs is not there it says so, and the row is listed as not checked, with the reason.
 
-One damage should show as one invariant: decoders do not report what follows from something they reported already,
-and rows that need a whole tree of preserved memory are not checked when the tree itself is damaged.
+One damage should show as one invariant: decoders do not report what follows from something they reported
+already, and rows that need a whole tree of preserved memory are not checked when the tree itself is damaged.
 """
 
 from __future__ import annotations
@@ -65,10 +66,11 @@ class Segment:
 
 @dataclass(frozen=True)
 class PageStates:
-    """What the new kernel's struct pages say, from whoever can find them (its layout is not part of any format).
+    """What the new kernel's struct pages say, from whoever can find them (its layout is not part of any
+    format).
 
-    `private` takes page-aligned addresses and returns each page's `private` word; `magic_pages` lists all pages whose
-    upper half of `private` is the restore magic.
+    `private` takes page-aligned addresses and returns each page's `private` word; `magic_pages` lists all
+    pages whose upper half of `private` is the restore magic.
     """
 
     private: Callable[[Words], Words]
@@ -205,7 +207,7 @@ def tree_problem(subject: Subject) -> str:
     return ""
 
 
-# --- the checks ---------------------------------------------------------------------------------------------------
+# --- the checks ---------------------------------------------------------------------------------------------
 
 
 def findings_of(id: str) -> Check:
@@ -428,7 +430,7 @@ def uncovered(preserved: PreservedSet, ranges: Iterable[tuple[int, int]]) -> lis
     return [gap for start, end in ranges for gap in preserved.gaps(start, end)]
 
 
-# --- the table -----------------------------------------------------------------------------------------------------
+# --- the table ----------------------------------------------------------------------------------------------
 
 IN_A_RUN = "observed while a kernel runs, not in memory"
 FROM_USER_SPACE = "observed from user space, not in memory"
@@ -444,11 +446,12 @@ TABLE = table_of(
     Invariant("INV-1", "scratch areas: count, alignment, disjoint, in RAM", "D", "JKF", check_scratch),
     Invariant("INV-2", "the low scratch area ends below 4 GiB", "D", "JKF", check_low_scratch),
     Invariant("INV-3", "scratch pageblocks are of type CMA", "T", "", reason=IN_A_RUN),
-    Invariant("INV-4", "the scratch list is the same in every kernel of a chain", "D", "JKF", check_same_scratch),
-    Invariant("INV-5", "root FDT page: aligned, outside scratch, preserved, in setup_data", "D", "JKF", check_fdt_page),
-    Invariant("INV-6", "root FDT: valid, at most a page, kho-v4, memory map", "D", "JKF", findings_of("INV-6")),
-    Invariant("INV-7", "sub-trees: both properties, unique, preserved, disjoint", "D", "JKF", findings_of("INV-7")),
-    Invariant("INV-8", "tree nodes: aligned, in RAM, outside scratch, referenced once, not preserved", "D", "JK",
+    Invariant("INV-4", "the scratch list is the same in every kernel of a chain", "D", "JKF",
+    check_same_scratch), Invariant("INV-5", "root FDT page: aligned, outside scratch, preserved, in
+    setup_data", "D", "JKF", check_fdt_page), Invariant("INV-6", "root FDT: valid, at most a page, kho-v4,
+    memory map", "D", "JKF", findings_of("INV-6")), Invariant("INV-7", "sub-trees: both properties, unique,
+    preserved, disjoint", "D", "JKF", findings_of("INV-7")), Invariant("INV-8", "tree nodes: aligned, in RAM,
+    outside scratch, referenced once, not preserved", "D", "JK",
               check_nodes),
     Invariant("INV-9", "tree keys: an order up to 52 and a block in RAM", "D", "JK", findings_of("INV-9")),
     Invariant("INV-10", "preserved blocks are disjoint", "D", "JK", check_overlap, needs_tree=True),
@@ -463,7 +466,8 @@ TABLE = table_of(
     Invariant("INV-32", "the new kernel, initrd and boot parameters are in scratch", "T", "", reason=IN_A_RUN),
     Invariant("INV-33", "memblock allocates in scratch only until memory is adopted", "T", "", reason=IN_A_RUN),
     Invariant("INV-34", "preserved blocks are reserved, NOINIT, when memory is freed", "T", "", reason=IN_A_RUN),
-    Invariant("INV-35", "struct pages of preserved blocks carry magic and order", "D", "F", check_struct_pages,
+    Invariant("INV-35", "struct pages of preserved blocks carry magic and order", "D", "F",
+    check_struct_pages,
               needs_tree=True),
     Invariant("INV-36", "scratch-only ends before the first page is free", "T", "", reason=IN_A_RUN),
     Invariant("INV-37", "each block is restored at most once", "T", "", reason=IN_A_RUN),

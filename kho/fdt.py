@@ -1,12 +1,15 @@
 """Flattened device tree, version 17: read, edit and write (Devicetree Specification, chapter 5).
 
-KHO uses the container only: property payloads are raw bytes here and their meaning belongs to whoever asks for
-them. The reader is strict (header, bounds, alignment, nesting, string offsets) and takes time and memory in
-proportion to the blob. The writer can reproduce what Linux writes byte for byte, which needs two habits of libfdt:
+KHO uses the container only: property payloads are raw bytes here and their meaning belongs to whoever asks
+for them. The reader is strict (header, bounds, alignment, nesting, string offsets) and takes time and memory
+in proportion to the blob. The writer can reproduce what Linux writes byte for byte, which needs two habits of
+libfdt:
 
-- *sequential* blobs (fdt_create … fdt_finish) have their reservation block at 0x30 and a string table that grows
+- *sequential* blobs (fdt_create … fdt_finish) have their reservation block at 0x30 and a string table that
+  grows
   downwards, so that the string used last comes first;
-- *packed* blobs (opened for editing, then packed) have it at 0x28, new strings go to the end, and a new property
+- *packed* blobs (opened for editing, then packed) have it at 0x28, new strings go to the end, and a new
+  property
   or sub-node is put in front of the others of its kind.
 
 In both a string that is the tail of one already there is shared.

@@ -1,6 +1,7 @@
 """A finding: one way in which a handover breaks a numbered invariant, recorded by whoever read the bytes.
 
-Decoders go on after a finding wherever that makes sense. The checkers turn findings into violations of a moment.
+Decoders go on after a finding wherever that makes sense. The checkers turn findings into violations of a
+moment.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """A whole handover, decoded: `Handover.read(memory)`.
 
-This is everything that KHO itself knows: the root FDT, the tree of preserved blocks, scratch, the sub-trees, and the
-blobs that KHO, memblock and KHO's self-test own. What LUO put there is decoded by `luo` on top of it. Decoders of
-sub-trees claim the blocks they reach through `Handover.own`, so that lost, doubly owned and unexplained memory shows.
+This is everything that KHO itself knows: the root FDT, the tree of preserved blocks, scratch, the sub-trees,
+and the blobs that KHO, memblock and KHO's self-test own. What LUO put there is decoded by `luo` on top of it.
+Decoders of sub-trees claim the blocks they reach through `Handover.own`, so that lost, doubly owned and
+unexplained memory shows.
 """
 
 from __future__ import annotations
@@ -89,13 +90,13 @@ class Handover:
     ) -> Handover:
         """Decode the handover in `memory`.
 
-        ``fdt`` is the physical address of the root FDT; without it the image is searched. ``scratch`` is where the
-        list of scratch areas is, or the list itself; without it the setup_data chain says it, which
-        is at ``setup_data`` (head of the chain) or searched. ``search`` False keeps from searching when ``fdt`` is
-        given; the default searches only when it is not.
+        ``fdt`` is the physical address of the root FDT; without it the image is searched. ``scratch`` is
+        where the list of scratch areas is, or the list itself; without it the setup_data chain says it, which
+        is at ``setup_data`` (head of the chain) or searched. ``search`` False keeps from searching when
+        ``fdt`` is given; the default searches only when it is not.
 
-        Raises only KhoError: FormatError when there is no root FDT that could be followed, NotFound, Ambiguous,
-        OutOfRange for a given address outside RAM.
+        Raises only KhoError: FormatError when there is no root FDT that could be followed, NotFound,
+        Ambiguous, OutOfRange for a given address outside RAM.
         """
         reader = Reader(memory)
         location = locate(reader, fdt, scratch, setup_data, fdt is None if search is None else search)
@@ -119,7 +120,7 @@ class Handover:
         handover._read_subtrees()
         return handover
 
-    # --- facts -------------------------------------------------------------------------------------------------
+    # --- facts ----------------------------------------------------------------------------------------------
 
     @property
     def compatible(self) -> str:
@@ -158,7 +159,7 @@ class Handover:
         """The first `size_max` bytes of a blob, or all if it is smaller; OutOfRange."""
         return self.reader.bytes(subtree.phys, min(subtree.size, size_max))
 
-    # --- for decoders of sub-trees -------------------------------------------------------------------------------
+    # --- for decoders of sub-trees --------------------------------------------------------------------------
 
     def lost(self, id: str, message: str, phys: int) -> None:
         """Record that something is not preserved, unless the tree is damaged and cannot tell."""
@@ -170,8 +171,8 @@ class Handover:
     ) -> Flags:
         """Claim blocks of exactly these orders for an owner; returns which are his alone.
 
-        An order of -1 stands for a block that is known not to be preserved. Blocks that are not preserved break the
-        invariant ``lost``, blocks with another owner break INV-12.
+        An order of -1 stands for a block that is known not to be preserved. Blocks that are not preserved
+        break the invariant ``lost``, blocks with another owner break INV-12.
         """
         orders = np.broadcast_to(np.asarray(order, dtype=np.int64), phys.shape)
         claimed = self.preserved.claim(owner, phys, orders)
@@ -208,7 +209,7 @@ class Handover:
             self.findings.add("INV-12", f"{what} belongs to {other} already", address, tree=True)
         return whole and not taken
 
-    # --- decoding --------------------------------------------------------------------------------------------------
+    # --- decoding -------------------------------------------------------------------------------------------
 
     def _decode(self) -> None:
         fdt_phys = self.location.fdt_phys
@@ -257,8 +258,8 @@ class Handover:
             return
         owner = self.preserved.owner(f'sub-tree "{subtree.name}"')
         self.own_range(owner, subtree.phys, max(subtree.size, 1), lost="INV-7", what=what, shared=True)
-        # the first and the last page are enough to see two blobs meet: none lies inside another's middle unseen,
-        # because that one's own first page does
+        # the first and the last page are enough to see two blobs meet: none lies inside another's middle
+        # unseen, because that one's own first page does
         first = subtree.phys // PAGE_SIZE
         last = (subtree.phys + max(subtree.size, 1) - 1) // PAGE_SIZE
         for start, name in pages.items():

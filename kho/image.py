@@ -1,9 +1,9 @@
 """Files that hold physical memory: raw images, the same compressed with zstd, ELF cores, and bare FDT blobs.
 
-The format is told by the file's first bytes, never by its name. A raw image is memory from physical address 0;
-an ELF core has one PT_LOAD per piece of RAM with its address in p_paddr, as QEMU's dump-guest-memory and
-/proc/vmcore write it. Files are mapped, not read. A compressed image is unpacked into a sparse mapping: pages that
-are zero take no memory. Whatever a file claims, at most `IMAGE_SIZE_MAX` bytes of address space and
+The format is told by the file's first bytes, never by its name. A raw image is memory from physical address
+0; an ELF core has one PT_LOAD per piece of RAM with its address in p_paddr, as QEMU's dump-guest-memory and
+/proc/vmcore write it. Files are mapped, not read. A compressed image is unpacked into a sparse mapping: pages
+that are zero take no memory. Whatever a file claims, at most `IMAGE_SIZE_MAX` bytes of address space and
 `POPULATED_MAX` bytes of memory are used for it.
 
 Other formats (saved machines) join through `OPENERS`; this file does not know them.
@@ -149,8 +149,8 @@ def _is_skippable(data: Bytes) -> bool:
 def _frames_bound(data: Bytes, path: Path) -> int:
     """Walk the frames and blocks of a zstd file (RFC 8878, section 3) without unpacking anything.
 
-    The library does not tell a truncated frame from a complete one when it streams. Returns an upper bound of the
-    unpacked size.
+    The library does not tell a truncated frame from a complete one when it streams. Returns an upper bound of
+    the unpacked size.
     """
     at = bound = 0
     size = len(data)
@@ -245,7 +245,8 @@ def _elf_core(data: Bytes, extents: list[tuple[int, int]] | None, path: Path) ->
     where = str(path)
     if len(data) < ELF_HEADER.size:
         raise ImageError("the ELF header is truncated", where)
-    (ident, kind, machine, _, _, program_offset, section_offset, _, _, program_size, program_count, section_size,
+    (ident, kind, machine, _, _, program_offset, section_offset, _, _, program_size, program_count,
+    section_size,
      _, _) = ELF_HEADER.unpack(data[: ELF_HEADER.size].tobytes())  # fmt: skip
     if ident[4] != 2 or ident[5] != 1:
         raise ImageError("the ELF file is not 64-bit little-endian", where)

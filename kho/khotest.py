@@ -1,4 +1,5 @@
-"""The "kho_test" blob of Linux's own self-test (CONFIG_TEST_KEXEC_HANDOVER): folios of random order and a checksum.
+"""The "kho_test" blob of Linux's own self-test (CONFIG_TEST_KEXEC_HANDOVER): folios of random order and a
+checksum.
 
 The blob is an FDT; the folios are listed in a preserved vmalloc area of 64-bit words, address | order.
 """

@@ -1,9 +1,10 @@
-"""Where in an image the handover is: the root FDT, the setup_data entry that points to it, and the scratch list.
+"""Where in an image the handover is: the root FDT, the setup_data entry that points to it, and the scratch
+list.
 
-Nothing but the setup_data of a kernel that has just been started by kexec points to the root FDT, and a chain of
-updates leaves older ones behind: the FDT a kernel received stays in its memory for as long as it runs, and so does
-its own setup_data. So candidates are judged: one is consistent when its tree can be walked and preserves the FDT page
-itself, and of several consistent ones the highest kexec count is the newest.
+Nothing but the setup_data of a kernel that has just been started by kexec points to the root FDT, and a chain
+of updates leaves older ones behind: the FDT a kernel received stays in its memory for as long as it runs, and
+so does its own setup_data. So candidates are judged: one is consistent when its tree can be walked and
+preserves the FDT page itself, and of several consistent ones the highest kexec count is the newest.
 """
 
 from __future__ import annotations

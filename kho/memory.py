@@ -1,8 +1,8 @@
 """The one thing that decoders know about memory: "read N bytes at physical address P".
 
-`PhysicalMemory` is what an image, a live machine or a saved one provides. Decoders wrap it in a `Reader`, which
-checks every address against the RAM ranges first, so that a bad pointer in a handover is an `OutOfRange` whoever
-provides the memory. `Buffer` is memory that can be written, for builders and tests.
+`PhysicalMemory` is what an image, a live machine or a saved one provides. Decoders wrap it in a `Reader`,
+which checks every address against the RAM ranges first, so that a bad pointer in a handover is an
+`OutOfRange` whoever provides the memory. `Buffer` is memory that can be written, for builders and tests.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ class Reader:
             raise OutOfRange(f"{size} bytes at {phys:#x} are not in RAM", f"{phys:#x}", phys=phys)
         if len(self._provided) == len(self.ranges):
             return self.memory.read(phys, size)
-        # Ranges that touch are one piece of RAM for us, but the provider promises reads inside one of its own.
+        # Ranges that touch are one piece of RAM for us, but the provider promises reads inside one of its
+        # own.
         parts = [
             self.memory.read(max(phys, start), min(phys + size, end) - max(phys, start))
             for start, end in self._provided
@@ -191,7 +192,8 @@ def merge(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 def runs(phys: Words, size: int | Words, limit: int = READ_MAX) -> Iterator[tuple[int, int]]:
     """Join consecutive blocks that follow each other in memory: (start, bytes) pairs, none above `limit`.
 
-    A single block larger than `limit` is cut. Order is kept, so concatenating the runs is concatenating the blocks.
+    A single block larger than `limit` is cut. Order is kept, so concatenating the runs is concatenating the
+    blocks.
     """
     if not len(phys):
         return

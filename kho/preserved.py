@@ -140,7 +140,7 @@ class PreservedSet:
         hit = np.arange(first, last)
         return np.asarray(self._by_phys[hit[self._end[hit] > np.uint64(start)]], dtype=np.int64)
 
-    # --- who owns what ---------------------------------------------------------------------------------------
+    # --- who owns what --------------------------------------------------------------------------------------
 
     def owner(self, label: str) -> int:
         """A number for an owner, to claim with."""
@@ -173,8 +173,8 @@ class PreservedSet:
     ) -> tuple[list[int], bool]:
         """Claim every block that has a byte of [start, end).
 
-        Returns the addresses of those that somebody has already (unless `shared`), and whether all of the range is
-        preserved.
+        Returns the addresses of those that somebody has already (unless `shared`), and whether all of the
+        range is preserved.
         """
         index = self.intersecting(start, end)
         taken = index[self._owner[index] != 0]

@@ -1,4 +1,5 @@
-"""The preserved-memory radix tree: which blocks of memory the next kernel must keep (Linux 7.2 KHO ABI, radix tree).
+"""The preserved-memory radix tree: which blocks of memory the next kernel must keep (Linux 7.2 KHO ABI, radix
+tree).
 
 A key names one block of 2^order pages::
 
@@ -8,11 +9,11 @@ A key names one block of 2^order pages::
     bits 59..51 | 50..42 | 41..33 | 32..24 | 23..15 | 14..0
     level 5     | 4      | 3      | 2      | 1      | bit in the leaf (level 0)
 
-Interior nodes are 512 addresses of the next lower page, 0 for none; a leaf is a bitmap of 32768 keys. The tree says
-nothing about who owns a block.
+Interior nodes are 512 addresses of the next lower page, 0 for none; a leaf is a bitmap of 32768 keys. The
+tree says nothing about who owns a block.
 
-Reading goes level by level with numpy. Every page is visited at most once, and only keys of blocks inside RAM are
-kept, so time and memory are bounded by the size of RAM whatever the tree says.
+Reading goes level by level with numpy. Every page is visited at most once, and only keys of blocks inside RAM
+are kept, so time and memory are bounded by the size of RAM whatever the tree says.
 """
 
 from __future__ import annotations
@@ -227,15 +228,15 @@ class _Outside:
 
 def decode_keys(keys: Words) -> tuple[Words, Orders]:
     """(phys, order) of valid keys."""
-    # float64 rounds a 53-bit key up to the next power of two only if its top 53 bits are all ones; keys have at
-    # most 53 bits, so the conversion is exact
+    # float64 rounds a 53-bit key up to the next power of two only if its top 53 bits are all ones; keys have
+    # at most 53 bits, so the conversion is exact
     marker = np.frexp(keys.astype(np.float64))[1].astype(np.int64) - 1
     order = (ORDER_MAX - marker).astype(np.uint64)
     frame = (keys ^ (np.uint64(1) << marker.astype(np.uint64))) << np.minimum(order, np.uint64(51))
     return np.asarray(frame << np.uint64(PAGE_SHIFT), dtype=np.uint64), order.astype(np.uint8)
 
 
-# --- writing --------------------------------------------------------------------------------------------------
+# --- writing ------------------------------------------------------------------------------------------------
 
 
 def decompose(phys: int, pages: int) -> list[tuple[int, int]]:
@@ -256,8 +257,8 @@ def write_tree(
 ) -> tuple[int, list[tuple[int, int]]]:
     """Write a tree that preserves the given blocks; duplicates count once.
 
-    `allocate` returns the address of a fresh zeroed page. Returns (root, nodes as (level, phys) in the order of
-    allocation, root first). ValueError for a block that is not aligned to its size or an order above 52.
+    `allocate` returns the address of a fresh zeroed page. Returns (root, nodes as (level, phys) in the order
+    of allocation, root first). ValueError for a block that is not aligned to its size or an order above 52.
     """
     if len(order) and int(order.max()) > ORDER_MAX:
         raise ValueError(f"orders end at {ORDER_MAX}")

@@ -1,4 +1,5 @@
-"""How the handover reaches the next kernel on x86: the setup_data chain of the boot protocol, and the scratch list.
+"""How the handover reaches the next kernel on x86: the setup_data chain of the boot protocol, and the scratch
+list.
 
 Linux x86 boot protocol, setup_data (header 0x250 of boot_params): entries {next, type, length, data}; type 10 is KHO
 and holds where the root FDT and the list of scratch areas are.
@@ -114,8 +115,8 @@ def find_chains(reader: Reader) -> list[Chain]:
     for start, view in reader.scan():
         whole = len(view) // PAGE_SIZE * PAGE_SIZE
         data = np.ascontiguousarray(view[:whole])
-        # boot_params is aligned to 4 at least (a kernel copies it into a variable of its own), so its magic is at an
-        # odd multiple of 2
+        # boot_params is aligned to 4 at least (a kernel copies it into a variable of its own), so its magic
+        # is at an odd multiple of 2
         halves = data.view("<u2")
         for half in (np.flatnonzero(halves[1::2] == magic & 0xFFFF) * 2 + 1).tolist():
             base = half * 2 - BOOT_PARAMS_HEADER

@@ -1,7 +1,8 @@
 """Preserved vmalloc areas (Linux 7.2 KHO ABI, vmalloc): a 16-byte descriptor and a chain of chunk pages.
 
-A chunk lists up to 511 blocks of 2^order pages and links to the next one; the list ends at the first zero. Linux
-appends a new chunk as soon as one is full, so an area of exactly k * 511 blocks ends with an empty chunk.
+A chunk lists up to 511 blocks of 2^order pages and links to the next one; the list ends at the first zero.
+Linux appends a new chunk as soon as one is full, so an area of exactly k * 511 blocks ends with an empty
+chunk.
 """
 
 from __future__ import annotations

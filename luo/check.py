@@ -1,4 +1,5 @@
-"""The numbered invariants of LUO state and memfds, and the comparison of two moments; KHO's are in `kho.check`.
+"""The numbered invariants of LUO state and memfds, and the comparison of two moments; KHO's are in
+`kho.check`.
 
 `check(handover)` is the whole table. What a decoder found while reading is reported by the row it belongs to.
 """
@@ -89,7 +90,8 @@ TABLE = KHO_TABLE | table_of(
     Invariant("INV-23", "memfd records: preserved, known seals and flags", "D", "JKF", _understood("INV-23")),
     Invariant("INV-24", "memfd folios: in order, without gap, preserved with their order", "D", "JKF",
               _understood("INV-24"), needs_tree=True),
-    Invariant("INV-25", "memfd arrays: pages and chunks complete and preserved", "D", "JKF", _understood("INV-25")),
+    Invariant("INV-25", "memfd arrays: pages and chunks complete and preserved", "D", "JKF",
+    _understood("INV-25")),
     Invariant("INV-26", "the contents of preserved memory do not change", "D", "", reason=TWO_MOMENTS),
     Invariant("INV-27", "size, pages and pins of a preserved memfd do not change", "T", "", reason=IN_A_RUN),
     Invariant("INV-39", "live update number and kexec count go up by one", "T", "", reason=IN_A_RUN),
@@ -120,7 +122,8 @@ def check(
     page_states: PageStates | None = None,
     received_number: int | None = None,
 ) -> Report:
-    """Check all invariants of a moment (``J``, ``K``, ``F`` or ``auto``); the keywords are what the image cannot tell.
+    """Check all invariants of a moment (``J``, ``K``, ``F`` or ``auto``); the keywords are what the image
+    cannot tell.
 
     Decodes the LUO state first, so that all findings are there.
     """
@@ -140,7 +143,7 @@ def check(
     return run(subject, TABLE)
 
 
-# --- two moments ---------------------------------------------------------------------------------------------------
+# --- two moments --------------------------------------------------------------------------------------------
 
 
 def metadata_pages(handover: Handover) -> Words:
@@ -174,9 +177,10 @@ def compare(
 ) -> Report:
     """Compare the memory of two moments of one update.
 
-    A change of metadata breaks INV-49, of other preserved memory INV-26, of other memory outside scratch and the first
-    MiB INV-30 (the pages in `may_change` are the old kernel's control and stack pages), and a scratch list that is
-    another one INV-29 from J to K, INV-4 otherwise. Needs whole images: a pruned one proves nothing about INV-30.
+    A change of metadata breaks INV-49, of other preserved memory INV-26, of other memory outside scratch and
+    the first MiB INV-30 (the pages in `may_change` are the old kernel's control and stack pages), and a
+    scratch list that is another one INV-29 from J to K, INV-4 otherwise. Needs whole images: a pruned one
+    proves nothing about INV-30.
     """
     report = Report(moments[1])
     _compare_lists(before, after, moments, report)

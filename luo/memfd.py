@@ -1,7 +1,7 @@
 """Preserved memfds, ``memfd-v2``: a record, an array of folios in a preserved vmalloc area, and the folios.
 
-Everything about folios is done on whole arrays: a file of a gigabyte has 262144 of them. A folio's order is not in
-the array, it is that of the block in the KHO tree.
+Everything about folios is done on whole arrays: a file of a gigabyte has 262144 of them. A folio's order is
+not in the array, it is that of the block in the KHO tree.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def _report(handover: Handover, memfd: Memfd, bad: NDArray[np.bool_], message: s
     return False
 
 
-# --- writing ---------------------------------------------------------------------------------------------------
+# --- writing ------------------------------------------------------------------------------------------------
 
 
 def pack_folios(phys: Words, order: Orders) -> bytes:
@@ -237,8 +237,8 @@ def write_memfd(
 ) -> tuple[int, list[int]]:
     """Write record, array and chunks for folios given as (phys, order).
 
-    Returns the address of the record and the addresses of all pages used, all of which must be preserved as blocks
-    of order 0 (the folios as blocks of their order).
+    Returns the address of the record and the addresses of all pages used, all of which must be preserved as
+    blocks of order 0 (the folios as blocks of their order).
     """
     record = allocate()
     pages: list[int] = []

@@ -116,7 +116,7 @@ def _report(handover: Handover, chain: BlockChain, *, links: str, counts: str, l
             handover.findings.add(id, f"{what}: {message}", phys)
 
 
-# --- writing ----------------------------------------------------------------------------------------------------
+# --- writing ------------------------------------------------------------------------------------------------
 
 
 def pack_session(name: str, files_phys: int = 0, count: int = 0) -> bytes:

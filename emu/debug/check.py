@@ -11,7 +11,7 @@ from emu.debug.inspect import add_options, draw_violations, open_handover
 from emu.debug.output import Branch, Paint, UsageError, clean, fail, print_json, print_tree
 from kho.check import Report, failed
 from kho.errors import KhoError
-from luo.check import TABLE, check
+from luo.check import TABLE
 
 EXAMPLE = """example:
   luemu check dump.raw.zst
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     args.moment_used = "auto"
     try:
         opened = open_handover(args)
-        report = check(opened.handover, opened.moment)
+        report = opened.check()
     except KhoError as error:
         # a root FDT that no kernel would accept is a broken invariant, if it is known where it should be
         moment = args.moment_used if args.moment_used != "auto" else "K"

@@ -37,8 +37,15 @@ def write(machine: Machine, path: Path, known: Mapping[str, Any] | None = None) 
         else:
             _raw(machine, path)
         name = path.name.removesuffix(".zst").removesuffix(path.suffix)
-        beside = path.with_name((name.removesuffix(".raw") or path.name) + ".json")
-        beside.write_text(json.dumps({**_facts(machine), **(known or {})}, indent=1) + "\n")
+        describe(machine, path.with_name((name.removesuffix(".raw") or path.name) + ".json"), known)
+    except OSError as e:
+        raise ImageError(f"cannot be written: {e.strerror}", str(path)) from None
+
+
+def describe(machine: Machine, path: Path, known: Mapping[str, Any] | None = None) -> None:
+    """Write the .json that stands beside a dump or a saved machine. Raises ImageError."""
+    try:
+        path.write_text(json.dumps({**_facts(machine), **(known or {})}, indent=1) + "\n")
     except OSError as e:
         raise ImageError(f"cannot be written: {e.strerror}", str(path)) from None
 

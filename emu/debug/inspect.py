@@ -1,7 +1,7 @@
 """`luemu inspect IMAGE`: decode a handover and show it, as a tree for people or as JSON.
 
-The decoders are `kho` and `luo`; this file finds out what the image is, puts them together and prints the result.
-`describe` makes the JSON document, which other commands use as well.
+The decoders are `kho` and `luo`; this file finds out what the image is, puts them together and prints the
+result. `describe` makes the JSON document, which other commands use as well.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from emu.debug.output import (
     print_tree,
     size,
 )
+from emu import saved
+from emu.errors import EmuError
 from kho.abi import PAGE_SIZE
-from kho.check import MOMENTS, Report
+from kho.check import MOMENTS, Report, Segment
 from kho.errors import ImageError, KhoError
 from kho.handover import Handover
 from kho.image import Image, MappedMemory, open_image
@@ -59,6 +61,9 @@ class Neighbour:
     scratch: list[ScratchArea] = field(default_factory=list)
     ram: list[tuple[int, int]] = field(default_factory=list)
     moment: str | None = None
+    old_scratch: list[ScratchArea] | None = None
+    segments: list[Segment] | None = None
+    control_pages: list[int] | None = None
 
 
 @dataclass
@@ -69,6 +74,14 @@ class Opened:
     handover: Handover
     moment: str
     neighbour: Neighbour | None = None
+
+    def check(self) -> Report:
+        """Verify the invariants, with what the image cannot tell taken from the .json beside it."""
+        n = self.neighbour or Neighbour(self.image.path)
+        return check(
+            self.handover, self.moment, segments=n.segments, control_pages=n.control_pages,
+            old_scratch=n.old_scratch,
+        )  # fmt: skip
 
 
 def add_parser(subparsers: Any) -> None:
@@ -103,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the subcommand: 0 when it could decode, 2 when not."""
     try:
         opened = open_handover(args)
-        report = check(opened.handover, opened.moment)
+        report = opened.check()
         if args.json:
             print_json(describe(opened.handover, report, summary=args.summary, image=opened.image))
         else:
@@ -113,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-# --- finding out what the image is ------------------------------------------------------------------------------
+# --- finding out what the image is --------------------------------------------------------------------------
 
 
 def parse_options(args: argparse.Namespace) -> tuple[int | None, ScratchList | None, str]:
@@ -134,7 +147,7 @@ def parse_options(args: argparse.Namespace) -> tuple[int | None, ScratchList | N
 def open_handover(args: argparse.Namespace) -> Opened:
     """Open the image of the command line and decode it. KhoError, UsageError."""
     fdt, scratch, moment = parse_options(args)
-    image = open_image(args.image)
+    image = _open(Path(args.image))
     neighbour = read_neighbour(Path(args.image))
     if neighbour is not None and neighbour.moment and moment == "auto":
         moment = neighbour.moment
@@ -154,6 +167,16 @@ def open_handover(args: argparse.Namespace) -> Opened:
         if scratch is None and neighbour.moment == "J":
             given = _neighbour_scratch(Reader(memory), neighbour)
     return Opened(image, Handover.read(memory, fdt, given, search=True), moment, neighbour)
+
+
+def _open(path: Path) -> Image:
+    """A saved machine, or one of the formats that the decoder knows. KhoError."""
+    if not saved.is_saved(path):
+        return open_image(path)
+    try:
+        return Image(path, "saved-machine", memory=saved.SavedMemory(saved.read(path)))
+    except EmuError as error:
+        raise ImageError(error.message, error.where) from None
 
 
 def _neighbour_scratch(reader: Reader, neighbour: Neighbour) -> ScratchList | Sequence[ScratchArea] | None:
@@ -195,6 +218,11 @@ def _neighbour(path: Path, document: dict[str, Any]) -> Neighbour:
     if document.get("scratch_list_pa") is not None:
         found.scratch_list = _integer(document["scratch_list_pa"])
     found.scratch = [ScratchArea(_integer(a), _integer(s)) for a, s in document.get("scratch") or []]
+    if document.get("old_scratch") is not None:
+        found.old_scratch = [ScratchArea(_integer(a), _integer(s)) for a, s in document["old_scratch"]]
+    if document.get("segments") is not None:
+        found.segments = [Segment(_integer(a), _integer(s)) for a, s in document["segments"]]
+        found.control_pages = [_integer(a) for a in document.get("control_pages") or []]
     found.ram = [
         (_integer(e["addr"]), _integer(e["addr"]) + _integer(e["size"]))
         for e in document.get("e820") or []
@@ -217,7 +245,7 @@ def _integer(value: Any) -> int:
     return number
 
 
-# --- JSON ---------------------------------------------------------------------------------------------------------
+# --- JSON ---------------------------------------------------------------------------------------------------
 
 
 def describe(
@@ -318,7 +346,7 @@ def _describe_file(handover: Handover, file: File) -> dict[str, Any]:
     return document | dict(zip(names, values, strict=True)) | {"orders": orders}
 
 
-# --- for people -----------------------------------------------------------------------------------------------------
+# --- for people ---------------------------------------------------------------------------------------------
 
 
 def draw(opened: Opened, report: Report, *, summary: bool = False) -> Branch:

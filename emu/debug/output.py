@@ -1,7 +1,8 @@
-"""What the commands print, for people and for machines: units, colour, trees, numbers of the command line, errors.
+"""What the commands print, for people and for machines: units, colour, trees, numbers of the command line,
+errors.
 
-Colour appears on a terminal only, and never when NO_COLOR is set. With ``--json`` one document goes to stdout,
-whatever happens.
+Colour appears on a terminal only, and never when NO_COLOR is set. With ``--json`` one document goes to
+stdout, whatever happens.
 """
 
 from __future__ import annotations

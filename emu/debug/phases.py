@@ -151,6 +151,7 @@ class PhaseObserver:
     def __post_init__(self) -> None:
         self._begin("P1")
         self._install()
+        self.machine.phase_source = lambda: self.phase
         self.machine.watch_user(self._entered_user)
 
     # ---- probes --------------------------------------------------------------------------------

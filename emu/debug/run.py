@@ -13,6 +13,7 @@ import time
 import tty
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -231,13 +232,21 @@ def _interact(update: Update, record: Path | None, limit: int) -> None:
                 continue  # nobody reads the console yet: what is typed would be lost
             if select.select([sys.stdin], [], [], idle)[0]:
                 data = os.read(sys.stdin.fileno(), 256)
-                if b"\x1d" in data or not data:
+                if not data:  # the end of a file or pipe: the machine goes on alone
                     break
+                if b"\x1d" in data:
+                    data, update.ended = b"", _left(stop)
                 if log is not None:
                     log.write(json.dumps([m.ticks, data.hex()]) + "\n")
+                if not data:
+                    break
                 m.send(data)
     if log is not None:
         log.close()
+
+
+def _left(stop: Stop) -> Stop:
+    return replace(stop, kind=StopKind.REQUEST, message="the console was left with Ctrl-]")
 
 
 def _replay(update: Update, path: Path, limit: int) -> None:
@@ -252,6 +261,9 @@ def _replay(update: Update, path: Path, limit: int) -> None:
         stop = update.machine.run(tick, max_instructions=limit)
         if stop.kind is not StopKind.UNTIL:
             update.ended = stop
+            return
+        if not data:
+            update.ended = _left(stop)
             return
         update.machine.send(data)
 

@@ -121,6 +121,8 @@ class Examined:
     snapshot: Snapshot | None = None
     scratch: Any = None
     scratch_phys: int | None = None
+    segments: list[Segment] | None = None
+    control_pages: list[int] | None = None
     number: int | None = None
     """live update number that the handover carries"""
     contents: dict[str, str] = field(default_factory=dict)
@@ -158,6 +160,11 @@ class Examined:
             out["scratch_list_pa"] = hex(self.scratch_phys)
         if self.scratch is not None:
             out["scratch"] = [[hex(a.phys), hex(a.size)] for a in self.scratch]
+            if moment in ("K", "F"):
+                out["old_scratch"] = out["scratch"]
+        if moment == "J" and self.segments is not None:
+            out["segments"] = [[hex(s.phys), hex(s.size)] for s in self.segments]
+            out["control_pages"] = [hex(page) for page in self.control_pages or []]
         out["expected_sha256"] = self.contents
         return out
 
@@ -300,10 +307,11 @@ class Update:
     def _keep(self, what: str, path: Path, when: str) -> None:
         from emu.debug import dump
 
+        known = self.examined[-1].facts(when) if self.examined else {"moment": when}
         if what == "save":
             self.machine.save(path)
+            dump.describe(self.machine, path.with_name(path.name + ".json"), known)
         else:
-            known = self.examined[-1].facts(when) if self.examined else {"moment": when}
             dump.write(self.machine, path, known)
 
     def _examine_jump(self, m: Machine, generation: int) -> None:
@@ -316,6 +324,7 @@ class Update:
             image = kexec.read(m, m.cpus[0].registers()["rdi"])
             segments = [Segment(a, n) for a, n, _ in image.segments]
             control = image.control_pages
+            found.segments, found.control_pages = segments, control
             found.may_change = control + image.stack
             if self.observer is not None:
                 self._watch_jump(m, found, image)

@@ -45,11 +45,11 @@ static uint8_t pic_status(uint16_t port, uint8_t ocw3) {
 static void raise_irq4(void) { outb(0x3f9, 2); }
 static void drop_irq4(void) { outb(0x3f9, 0), inb(0x3fa); }
 
-/* IRQ 0: channel 0 of the PIT in mode 0 raises it once, after `count` periods, and holds it */
+/* IRQ 0: channel 0 of the PIT in mode 0 raises it once, and holds it. */
 static void raise_irq0(void) {
   pit_start(0, 0, 20);
-  while (!(pit_read(0) & 0x8000)) {  /* past zero the count goes on down from ffff */
-  }
+  for (int i = 0; i < 10000000 && !(pic_status(MASTER, OCW3_IRR) & 1); i++)
+    pause();
 }
 
 static uint8_t isr_in_handler[2];

@@ -1,8 +1,9 @@
-"""Mutation campaign on the decoder: damaged FDTs and whole handovers give one typed error or listed violations.
+"""Mutation campaign on the decoder: damaged FDTs and whole handovers give one typed error or listed
+violations.
 
-Run as ``python -m tests.kho.mutate --fdts 1000000 --handovers 100000 --seed N``. Case number K of a seed is always the
-same, whatever the number of processes; a failure prints the one command that replays it. The cost of each case is
-bounded: one that takes longer than `SECONDS_MAX` of CPU is a failure as well.
+Run as ``python -m tests.kho.mutate --fdts 1000000 --handovers 100000 --seed N``. Case number K of a seed is
+always the same, whatever the number of processes; a failure prints the one command that replays it. The cost
+of each case is bounded: one that takes longer than `SECONDS_MAX` of CPU is a failure as well.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def cpu_limit(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, before)
 
 
-# --- FDTs --------------------------------------------------------------------------------------------------------------
+# --- FDTs ---------------------------------------------------------------------------------------------------
 
 
 def fdt_seeds() -> list[bytes]:
@@ -119,7 +120,7 @@ def fdt_case(rng: random.Random, seeds: list[bytes]) -> str:
     return "another FDT" if outcome.startswith("error") else outcome
 
 
-# --- whole handovers -------------------------------------------------------------------------------------------------------
+# --- whole handovers ----------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -143,7 +144,9 @@ def handover_seeds() -> list[Target]:
     targets = []
     for built in images:
         metadata = {built.fdt_phys, built.scratch_list.phys, *(phys for _, phys in built.nodes)}
-        metadata |= {phys & -PAGE_SIZE for name, phys in built.addresses.items() if not name.startswith("folio")}
+        metadata |= {
+            phys & -PAGE_SIZE for name, phys in built.addresses.items() if not name.startswith("folio")
+        }
         if built.setup_data is not None:
             metadata.add(built.setup_data & -PAGE_SIZE)
         pages = sorted(metadata)
@@ -199,9 +202,11 @@ def handover_case(rng: random.Random, targets: list[Target]) -> str:
         for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
             mutate_page(rng, target, undo)
         address = None if rng.random() < 0.2 else built.fdt_phys
-        scratch = ScratchList(built.scratch_list.phys, built.scratch_list.size) if rng.random() < 0.5 else None
+        scratch = (
+            ScratchList(built.scratch_list.phys, built.scratch_list.size) if rng.random() < 0.5 else None
+        )
         try:
-            handover = Handover.read(built.memory, address, scratch, search=True)
+            handover = Handover.read(built.memory, address, scratch, search=rng.random() < 0.4)
             luo = Luo.read(handover)
             report = check(handover, rng.choice(("auto", "J", "K", "F")))
         except KhoError as error:
@@ -220,7 +225,7 @@ def handover_case(rng: random.Random, targets: list[Target]) -> str:
             built.memory.write(at, old)
 
 
-# --- running ------------------------------------------------------------------------------------------------------------------
+# --- running ------------------------------------------------------------------------------------------------
 
 KINDS: dict[str, tuple[Callable[[], list], Callable[[random.Random, list], str]]] = {  # type: ignore[type-arg]
     "fdt": (fdt_seeds, fdt_case),
@@ -285,7 +290,9 @@ def campaign(fdts: int, handovers: int, seed: int, jobs: int) -> Failure | None:
             outcomes[kind] += found
             if failure is not None:
                 pool.terminate()
-                print(f"FAILED after {sum(done.values())} cases:\n{failure.text}\nreplay: {failure.command()}")
+                print(
+                    f"FAILED after {sum(done.values())} cases:\n{failure.text}\nreplay: {failure.command()}"
+                )
                 return failure
             if time.monotonic() - shown > 10:
                 shown = time.monotonic()

@@ -42,7 +42,11 @@ def test_reads_the_golden_blob() -> None:
     assert root.compatible() == ["kho-v4"]
     assert root.u64("preserved-memory-map") == 0x55E000
     found = {node.name: (node.u64("preserved-data"), node.u64("blob-size")) for node in root.children}
-    assert found == {"LUO": (0x21CF000, 0x20), "kho_test": (0x57A000, 0xF0), "kexec-metadata": (0x4F3000, 0x49)}
+    assert found == {
+        "LUO": (0x21CF000, 0x20),
+        "kho_test": (0x57A000, 0xF0),
+        "kexec-metadata": (0x4F3000, 0x49),
+    }
     assert [node.name for node in root.children] == ["LUO", "kho_test", "kexec-metadata"]
     assert list(root.children[0].properties) == ["blob-size", "preserved-data"]
 
@@ -52,7 +56,11 @@ def test_writes_the_golden_blob_by_the_steps_of_the_kernel() -> None:
     fdt = Fdt.sequential(root)
     fresh = fdt.write()
     assert len(fresh) == 152 and fresh[8:12] == b"\0\0\0\x40"
-    for name, phys, size in (("kexec-metadata", 0x4F3000, 73), ("kho_test", 0x57A000, 240), ("LUO", 0x21CF000, 32)):
+    for name, phys, size in (
+        ("kexec-metadata", 0x4F3000, 73),
+        ("kho_test", 0x57A000, 240),
+        ("LUO", 0x21CF000, 32),
+    ):
         node = fdt.add_subnode(fdt.root, name)
         fdt.set_property(node, "preserved-data", u64(phys))
         fdt.set_property(node, "blob-size", u64(size))
@@ -77,7 +85,7 @@ def test_memblock_blob_as_linux_writes_it() -> None:
     assert memblock.pack([ReservedRegion("golden", 0x7A27000, 1 << 20)]) == data
 
 
-# --- dtc ---------------------------------------------------------------------------------------------------------
+# --- dtc ----------------------------------------------------------------------------------------------------
 
 
 def dtc(data: bytes, source: str, target: str) -> bytes:
@@ -105,7 +113,9 @@ def test_packed_is_what_dtc_makes() -> None:
 
 def test_dtc_reads_what_we_write() -> None:
     root = Node("", {"compatible": b"a\0b\0", "empty": b""})
-    child = Node("child@1", {"reg": struct.pack(">2I", 1, 2), "text": b"hello\0"}, [Node("leaf", {"x": b"\1"})])
+    child = Node(
+        "child@1", {"reg": struct.pack(">2I", 1, 2), "text": b"hello\0"}, [Node("leaf", {"x": b"\1"})]
+    )
     root.children.append(child)
     for blob in (Fdt.packed(root).write(), Fdt.sequential(root).write()):
         text = dtc(blob, "dtb", "dts").decode()
@@ -113,7 +123,7 @@ def test_dtc_reads_what_we_write() -> None:
         assert Fdt.parse(dtc(text.encode(), "dts", "dtb")).root == root
 
 
-# --- properties ------------------------------------------------------------------------------------------------------
+# --- properties ---------------------------------------------------------------------------------------------
 
 NAMES = st.text("abcdefghijklmnopqrstuvwxyz,-_0123456789", min_size=1, max_size=12)
 
@@ -123,7 +133,9 @@ def nodes(name: str) -> st.SearchStrategy[Node]:
     leaves = st.builds(Node, NAMES, properties)
     inner = st.recursive(
         leaves,
-        lambda below: st.builds(Node, NAMES, properties, st.lists(below, max_size=3, unique_by=lambda n: n.name)),
+        lambda below: st.builds(
+            Node, NAMES, properties, st.lists(below, max_size=3, unique_by=lambda n: n.name)
+        ),
         max_leaves=8,
     )
     return st.builds(Node, st.just(name), properties, st.lists(inner, max_size=3, unique_by=lambda n: n.name))
@@ -173,7 +185,7 @@ def test_random_mutations(changes: list[tuple[int, int]]) -> None:
     assert Fdt.parse(fdt.write()).root == fdt.root
 
 
-# --- malformations, one at a time ---------------------------------------------------------------------------------------
+# --- malformations, one at a time ---------------------------------------------------------------------------
 
 
 def blob(tokens: bytes, table: bytes = b"name\0", /, **header: int) -> bytes:

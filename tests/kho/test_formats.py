@@ -36,7 +36,7 @@ class Pages:
         return self.next
 
 
-# --- setup_data and scratch -------------------------------------------------------------------------------------------
+# --- setup_data and scratch ---------------------------------------------------------------------------------
 
 SETUP_GOLDEN = bytes.fromhex("""
 0000000000000000 0a000000 20000000 0070520000000000 0010000000000000 00003f3e00000000 3000000000000000
@@ -93,7 +93,7 @@ def test_entries_are_found_without_boot_params() -> None:
     assert chain.boot_params == 0x8042 - 0x202
 
 
-# --- kexec-metadata ---------------------------------------------------------------------------------------------------
+# --- kexec-metadata -----------------------------------------------------------------------------------------
 
 METADATA_GOLDEN = b"\1\0\0\0" + b"7.2.13-kho".ljust(65, b"\0") + b"\2\0\0\0"
 
@@ -120,7 +120,7 @@ def test_metadata_damaged(data: bytes, message: str) -> None:
         KexecMetadata.unpack(data)
 
 
-# --- blocks -------------------------------------------------------------------------------------------------------------
+# --- blocks -------------------------------------------------------------------------------------------------
 
 
 def test_capacities() -> None:
@@ -171,7 +171,7 @@ def test_chain_with_noise(noise: bytes, where: int) -> None:
     assert 1 <= len(chain.blocks) <= 3 and len(chain.entries) <= 153
 
 
-# --- vmalloc -------------------------------------------------------------------------------------------------------------
+# --- vmalloc ------------------------------------------------------------------------------------------------
 
 
 def test_vmalloc_golden() -> None:
@@ -229,7 +229,7 @@ def test_vmalloc_damaged(descriptor: Descriptor, total: int, message: str) -> No
     assert any(message in problem for problem, _ in area.problems), area.problems
 
 
-# --- memblock and kho_test --------------------------------------------------------------------------------------------------
+# --- memblock and kho_test ----------------------------------------------------------------------------------
 
 
 @given(st.lists(st.tuples(st.text("abcdefgh", min_size=1, max_size=15), st.integers(0, 1 << 63)), max_size=8,

@@ -37,7 +37,11 @@ def elf(segments: list[tuple[int, bytes]], kind: int = 4, machine: int = 62, ext
     body = b""
     for phys, data in segments:
         at = offset + len(body)
-        headers.append(ELF_PROGRAM.pack(1, 0, at, (0xFFFF888000000000 + phys) % (1 << 64), phys, len(data), len(data) + extra, 0))
+        headers.append(
+            ELF_PROGRAM.pack(
+                1, 0, at, (0xFFFF888000000000 + phys) % (1 << 64), phys, len(data), len(data) + extra, 0
+            )
+        )
         body += data
     ident = b"\x7fELF\2\1\1" + bytes(9)
     header = ELF_HEADER.pack(
@@ -283,11 +287,18 @@ def test_all_formats_give_the_same_handover(tmp_path: Path) -> None:
         assert memory is not None
         handover = Handover.read(memory)
         assert not handover.findings.items
-        seen.add((handover.fdt_phys, handover.preserved.keys.tobytes(), str(handover.subtrees), str(handover.scratch)))
+        seen.add(
+            (
+                handover.fdt_phys,
+                handover.preserved.keys.tobytes(),
+                str(handover.subtrees),
+                str(handover.scratch),
+            )
+        )
     assert len(seen) == 1
 
 
-# --- the reader ----------------------------------------------------------------------------------------------------------
+# --- the reader ---------------------------------------------------------------------------------------------
 
 
 class Split:
@@ -312,7 +323,11 @@ def test_reader_joins_ranges_that_touch() -> None:
             reader.read(phys, size)
 
 
-@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40))), st.integers(0, (1 << 64) - 1), st.integers(0, 1 << 63))
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40))),
+    st.integers(0, (1 << 64) - 1),
+    st.integers(0, 1 << 63),
+)
 def test_contains_all_equals_contains(pairs: list[tuple[int, int]], phys: int, size: int) -> None:
     class Ranges:
         ranges = [(min(a, b), max(a, b)) for a, b in pairs]
@@ -336,7 +351,9 @@ def test_merge(pairs: list[tuple[int, int]]) -> None:
 @given(st.lists(st.integers(0, 30)), st.integers(1, 4))
 def test_runs(frames: list[int], limit: int) -> None:
     phys = np.array(frames, dtype=np.uint64) * np.uint64(PAGE)
-    out = [page for start, size in runs(phys, PAGE, limit * PAGE) for page in range(start, start + size, PAGE)]
+    out = [
+        page for start, size in runs(phys, PAGE, limit * PAGE) for page in range(start, start + size, PAGE)
+    ]
     assert out == phys.tolist()
 
 

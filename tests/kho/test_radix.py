@@ -73,7 +73,8 @@ def test_worked_example(phys: int, order: int, key: int, path: tuple[int, ...]) 
 
 
 @pytest.mark.parametrize(
-    ("shift", "marker", "table", "leaf", "depth"), [(12, 52, 9, 15, 6), (14, 50, 11, 17, 5), (16, 48, 13, 19, 4)]
+    ("shift", "marker", "table", "leaf", "depth"),
+    [(12, 52, 9, 15, 6), (14, 50, 11, 17, 5), (16, 48, 13, 19, 4)],
 )
 def test_geometry(shift: int, marker: int, table: int, leaf: int, depth: int) -> None:
     geometry = RadixGeometry(shift)
@@ -90,7 +91,9 @@ def test_keys_without_meaning() -> None:
 
 
 BLOCKS = st.integers(0, 20).flatmap(
-    lambda order: st.tuples(st.integers(0, (1 << 36 >> order + 12) - 1).map(lambda n: n << order + 12), st.just(order))
+    lambda order: st.tuples(
+        st.integers(0, (1 << 36 >> order + 12) - 1).map(lambda n: n << order + 12), st.just(order)
+    )
 )
 
 
@@ -120,7 +123,9 @@ def test_a_large_order_shares_the_last_leaf() -> None:
     blocks = [(0, 40), (1 << 51, 39), (1 << 50, 38)]
     root, _ = write_tree(ram, ram.allocate, *arrays(blocks))
     findings = Findings()
-    assert pairs(read_tree(Reader(ram), root, findings)) == sorted(blocks, key=lambda block: RADIX.key(*block))
+    assert pairs(read_tree(Reader(ram), root, findings)) == sorted(
+        blocks, key=lambda block: RADIX.key(*block)
+    )
     assert not findings.items
 
 
@@ -159,7 +164,7 @@ def test_four_million_pages() -> None:
     assert not tree.order.any()
 
 
-# --- hostile trees ---------------------------------------------------------------------------------------------------
+# --- hostile trees ------------------------------------------------------------------------------------------
 
 
 def test_tree_full_of_ones_is_bounded() -> None:
@@ -211,7 +216,9 @@ def test_key_zero_and_orders_below_zero() -> None:
     ram.write(root + 16, bytes(8))
     tree = read_tree(Reader(ram), root, findings)
     messages = [finding.message for finding in findings.of("INV-9")]
-    assert any("key 0" in message for message in messages) and any("no order" in message for message in messages)
+    assert any("key 0" in message for message in messages) and any(
+        "no order" in message for message in messages
+    )
     assert not len(tree.phys)
 
 
@@ -226,7 +233,7 @@ def test_random_nodes(noise: bytes, where: int) -> None:
     assert len(tree.phys) < 1000
 
 
-# --- the set ---------------------------------------------------------------------------------------------------------
+# --- the set ------------------------------------------------------------------------------------------------
 
 
 def preserved_of(blocks: list[tuple[int, int]]) -> PreservedSet:
@@ -246,7 +253,9 @@ def test_set_equals_a_plain_model(blocks: list[tuple[int, int]], first: int, cou
     start, end = first << 12, first + count << 12
     wanted = set(range(first, first + count))
     assert preserved.covers(start, end) == (wanted <= pages)
-    missing = {page for low, high in preserved.gaps(start, end, 1000) for page in range(low >> 12, high >> 12)}
+    missing = {
+        page for low, high in preserved.gaps(start, end, 1000) for page in range(low >> 12, high >> 12)
+    }
     assert missing == wanted - pages
     assert preserved.has(start, order) == ((start, order) in blocks)
     touching = {int(preserved.keys[index]) for index in preserved.intersecting(start, end)}
@@ -267,7 +276,11 @@ def test_claims() -> None:
     claimed = preserved.claim(one, np.array([0x1000, 0x3000, 0x4000], dtype=np.uint64), np.array([0, 0, 2]))
     assert claimed.preserved.tolist() == [True, False, True] and not claimed.twice.any()
     claimed = preserved.claim(two, np.array([0x1000, 0x4000, 0x2000], dtype=np.uint64), np.array([0, 1, 0]))
-    assert claimed.preserved.tolist() == [True, False, True] and claimed.twice.tolist() == [True, False, False]
+    assert claimed.preserved.tolist() == [True, False, True] and claimed.twice.tolist() == [
+        True,
+        False,
+        False,
+    ]
     assert preserved.owner_of(0x1000) == "one" and preserved.owner_of(0x2000) == "two"
     claimed = preserved.claim(two, np.array([0x9000, 0x9000], dtype=np.uint64), 0)
     assert not claimed.preserved.any()

@@ -25,9 +25,13 @@ def contents(seed: int, size: int) -> bytes:
 
 
 SESSIONS = (
-    SessionToMake("alpha", [FileToMake(1, contents(1, 9000)), FileToMake(2, b"", pos=3), FileToMake(7, b"x")]),
+    SessionToMake(
+        "alpha", [FileToMake(1, contents(1, 9000)), FileToMake(2, b"", pos=3), FileToMake(7, b"x")]
+    ),
     SessionToMake("beta"),
-    SessionToMake("gamma", [FileToMake(1, contents(2, PAGE_SIZE * 20 + 5), pos=99, seals=6, orders=[0, 2, 4])]),
+    SessionToMake(
+        "gamma", [FileToMake(1, contents(2, PAGE_SIZE * 20 + 5), pos=99, seals=6, orders=[0, 2, 4])]
+    ),
 )
 FLBS = (Flb("first-flb", 0xFEED, 2), Flb("second-flb", 0xBEEF, 1))
 

@@ -1,7 +1,7 @@
 """Every invariant that is checked, broken on purpose: exactly that one is reported, with its address.
 
-`BREAKS` maps each id to its tests. `docs/inspect.md` shows the same table; `python -m tests.luo.test_invariants`
-prints it.
+`BREAKS` maps each id to its tests. `docs/inspect.md` shows the same table; `python -m
+tests.luo.test_invariants` prints it.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def fdt_case(old: bytes, new: bytes) -> Case:
     return Case(built, built.fdt_phys)
 
 
-# --- scratch -----------------------------------------------------------------------------------------------------
+# --- scratch ------------------------------------------------------------------------------------------------
 
 
 @breaks("INV-1")
@@ -140,7 +140,7 @@ def scratch_list_cut_by_kexec() -> Case:
     return Case(built, built.scratch_list.phys, known={"old_scratch": old})
 
 
-# --- root FDT and sub-trees ----------------------------------------------------------------------------------------
+# --- root FDT and sub-trees ---------------------------------------------------------------------------------
 
 
 @breaks("INV-5")
@@ -267,7 +267,7 @@ def kho_test_magic() -> Case:
     return Case(built, phys)
 
 
-# --- tree ------------------------------------------------------------------------------------------------------------
+# --- tree ---------------------------------------------------------------------------------------------------
 
 
 @breaks("INV-8")
@@ -415,7 +415,7 @@ def file_block_of_two_sessions() -> Case:
     return Case(built, built.addresses["file_block:alpha:0"])
 
 
-# --- jump --------------------------------------------------------------------------------------------------------------
+# --- jump ---------------------------------------------------------------------------------------------------
 
 
 @breaks("INV-13")
@@ -496,7 +496,7 @@ def magic_where_nothing_is_preserved() -> Case:
     return Case(built, strange, "F", {"page_states": PageStates(lambda _: words, lambda: carriers)})
 
 
-# --- LUO ------------------------------------------------------------------------------------------------------------------
+# --- LUO ----------------------------------------------------------------------------------------------------
 
 
 @breaks("INV-14")
@@ -872,7 +872,7 @@ def array_elsewhere() -> Case:
     return Case(built, phys)
 
 
-# --- tests -------------------------------------------------------------------------------------------------------------------
+# --- tests --------------------------------------------------------------------------------------------------
 
 
 CASES = [pytest.param(id, make, id=f"{id}-{make.__name__}") for id, made in BREAKS.items() for make in made]
@@ -907,9 +907,15 @@ def test_everything_known_leaves_nothing_open() -> None:
     at_k = {row.id for row in TABLE.values() if row.check is not None and "K" in row.moments}
     assert set(report.checked) == at_k and report.ok
     jump = build("J")
-    known = {"segments": [Segment(9 << 20, 1 << 20)], "control_pages": [free_page(jump)], "earlier_scratch": scratch}
+    known = {
+        "segments": [Segment(9 << 20, 1 << 20)],
+        "control_pages": [free_page(jump)],
+        "earlier_scratch": scratch,
+    }
     report = verdict(jump, "J", **known)
-    assert set(report.checked) == {row.id for row in TABLE.values() if row.check is not None and "J" in row.moments}
+    assert set(report.checked) == {
+        row.id for row in TABLE.values() if row.check is not None and "J" in row.moments
+    }
     assert report.ok, report.violations
 
 
@@ -994,7 +1000,10 @@ def test_violations_are_limited() -> None:
 
 def markdown() -> str:
     """The table of docs/inspect.md."""
-    lines = ["| id | what holds | moments | broken by (`tests/luo/test_invariants.py`) |", "|---|---|---|---|"]
+    lines = [
+        "| id | what holds | moments | broken by (`tests/luo/test_invariants.py`) |",
+        "|---|---|---|---|",
+    ]
     for row in TABLE.values():
         if row.check is not None:
             names = ", ".join(f"`{make.__name__}`" for make in BREAKS[row.id])
@@ -1008,7 +1017,9 @@ def markdown() -> str:
 
 def test_documentation_has_the_table() -> None:
     text = (ROOT / "docs" / "inspect.md").read_text("utf-8")
-    assert TABLE_BEGIN + markdown() + TABLE_END in text, "run python -m tests.luo.test_invariants and paste the table"
+    assert TABLE_BEGIN + markdown() + TABLE_END in text, (
+        "run python -m tests.luo.test_invariants and paste the table"
+    )
 
 
 if __name__ == "__main__":

@@ -69,7 +69,9 @@ def test_kho_is_decoded_completely(image: Path) -> None:
     assert memory is not None
     handover = Handover.read(memory, int(facts["kho_fdt_pa"], 0), scratch_of(facts))
     assert handover.fdt_size == walk["fdt_totalsize"]
-    nodes = {path: {n: v.hex() for n, v in node.properties.items()} for path, node in handover.fdt.root.walk()}
+    nodes = {
+        path: {n: v.hex() for n, v in node.properties.items()} for path, node in handover.fdt.root.walk()
+    }
     assert nodes == walk["fdt"]
     assert handover.tree.root == walk["radix_root"]
     levels = zip(handover.tree.node_level.tolist(), handover.tree.node_phys.tolist(), strict=True)
@@ -114,7 +116,13 @@ def test_luo_is_decoded_completely(image: Path) -> None:
         files = [describe(handover, file) for file in session.files]
         digests |= {f"{session.name}/{file['token']:#x}": file["sha256"] for file in files}
         sessions.append(
-            {"name": session.name, "files_pa": session.files_phys, "count": session.count, "blocks": blocks, "files": files}
+            {
+                "name": session.name,
+                "files_pa": session.files_phys,
+                "count": session.count,
+                "blocks": blocks,
+                "files": files,
+            }
         )
     expected = [{"blocks": [], "files": [], **item} for item in walk.get("sessions", [])]
     assert sessions == expected
@@ -188,7 +196,9 @@ def test_jump_changes_nothing_that_is_preserved(config: str) -> None:
 def test_chain_of_updates_keeps_the_scratch_list() -> None:
     lists = []
     for number in (1, 2):
-        memory = open_image(RECORDED / "c9-chain" / f"second-kernel-kho_populate.round{number}{SUFFIX}").memory
+        memory = open_image(
+            RECORDED / "c9-chain" / f"second-kernel-kho_populate.round{number}{SUFFIX}"
+        ).memory
         assert memory is not None
         handover = Handover.read(memory)
         luo = Luo.read(handover)
@@ -217,7 +227,10 @@ def writable(path: Path) -> Buffer:
         ("INV-19", lambda luo: (luo.chain.blocks[0].phys + 8, b"\x34")),
         ("INV-15", lambda luo: (luo.phys + 16, b"\1")),
         ("INV-20", lambda luo: (luo.sessions[0].files[0].phys + 56, b"\2")),
-        ("INV-16", lambda luo: (luo.sessions[2].files_phys, luo.sessions[2].files_phys.to_bytes(8, "little"))),
+        (
+            "INV-16",
+            lambda luo: (luo.sessions[2].files_phys, luo.sessions[2].files_phys.to_bytes(8, "little")),
+        ),
         ("INV-23", lambda luo: (luo.sessions[0].files[0].memfd.phys + 20, b"\1")),
         ("INV-24", lambda luo: (int(luo.sessions[2].files[2].memfd.area.blocks[0]) + 200 * 16 + 8, b"\1")),
         ("INV-25", lambda luo: (luo.sessions[2].files[2].memfd.phys + 32, b"\1")),
