@@ -324,6 +324,10 @@ class Machine:
         """Instructions retired by all CPUs."""
         return int(self._time.ticks - self._time.skipped)
 
+    def registers(self) -> dict[str, int]:
+        """Registers of the boot CPU by name."""
+        return self.cpus[0].registers()
+
     @property
     def phase(self) -> str:
         """Name of the phase of a live update that the machine is in, if an observer is attached."""

@@ -1,7 +1,7 @@
 """Linked serialization blocks (Linux 7.2 KHO ABI, kho_block): a chain of pages of fixed-size entries.
 
-Each block is one preserved page: a header {next, count} and `count` entries. In a chain that is handed over all
-blocks but the last are full and none is empty. This file knows nothing about what the entries mean; the
+Each block is one preserved page: a header {next, count} and `count` entries. In a chain that is handed over,
+all blocks but the last are full and none is empty. This file knows nothing about what the entries mean; the
 reader reports what is wrong with a chain and its owner decides which invariant that breaks.
 """
 
@@ -45,7 +45,9 @@ class BlockChain:
 
     @property
     def entries(self) -> list[tuple[int, bytes]]:
-        """(phys, bytes) of each entry in use; of a block with an impossible count, up to the last that is not empty."""
+        """(phys, bytes) of each entry in use; of a block with an impossible count, up to the last that is not
+        empty.
+        """
         size = self.entry_size
         capacity = block_capacity(size)
         out = []
@@ -118,7 +120,9 @@ def _link_problem(reader: Reader, phys: int, seen: set[int]) -> str:
 def write_chain(
     memory: WritableMemory, allocate: Callable[[], int], entries: Sequence[bytes], entry_size: int
 ) -> list[int]:
-    """Write `entries` as full blocks and a rest; returns the addresses, the head first (none for no entries)."""
+    """Write `entries` as full blocks and a rest; returns the addresses, the head first (none for no
+    entries).
+    """
     capacity = block_capacity(entry_size)
     groups = [entries[at : at + capacity] for at in range(0, len(entries), capacity)]
     if len(groups) > BLOCKS_MAX:

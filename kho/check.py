@@ -105,7 +105,9 @@ Check = Callable[[Subject], list[Finding]]
 
 @dataclass(frozen=True)
 class Invariant:
-    """A row of the table. ``how``: D memory, T trace of a run, U user space. ``check`` None: see ``reason``."""
+    """A row of the table. ``how``: D memory, T trace of a run, U user space. ``check`` None: see
+    ``reason``.
+    """
 
     id: str
     title: str
@@ -142,7 +144,9 @@ class Report:
 
 
 def guess_moment(handover: Handover) -> str:
-    """K when setup_data in its place leads to this handover, else J. F looks like K: only the caller knows."""
+    """K when setup_data in its place leads to this handover, else J. F looks like K: only the
+    caller knows.
+    """
     return "K" if handover.location.leads_here else "J"
 
 
@@ -177,7 +181,9 @@ def run(subject: Subject, table: Mapping[str, Invariant]) -> Report:
 
 
 def failed(error: KhoError, moment: str, table: Mapping[str, Invariant]) -> Report | None:
-    """The report for a handover that could not be decoded because it breaks an invariant; None for other errors."""
+    """The report for a handover that could not be decoded because it breaks an invariant; None for other
+    errors.
+    """
     if error.invariant is None:
         return None
     report = Report(
@@ -447,27 +453,37 @@ TABLE = table_of(
     Invariant("INV-2", "the low scratch area ends below 4 GiB", "D", "JKF", check_low_scratch),
     Invariant("INV-3", "scratch pageblocks are of type CMA", "T", "", reason=IN_A_RUN),
     Invariant("INV-4", "the scratch list is the same in every kernel of a chain", "D", "JKF",
-    check_same_scratch), Invariant("INV-5", "root FDT page: aligned, outside scratch, preserved, in
-    setup_data", "D", "JKF", check_fdt_page), Invariant("INV-6", "root FDT: valid, at most a page, kho-v4,
-    memory map", "D", "JKF", findings_of("INV-6")), Invariant("INV-7", "sub-trees: both properties, unique,
-    preserved, disjoint", "D", "JKF", findings_of("INV-7")), Invariant("INV-8", "tree nodes: aligned, in RAM,
-    outside scratch, referenced once, not preserved", "D", "JK",
+              check_same_scratch),
+    Invariant("INV-5", "root FDT page: aligned, outside scratch, preserved, in setup_data", "D", "JKF",
+              check_fdt_page),
+    Invariant("INV-6", "root FDT: valid, at most a page, kho-v4, memory map", "D", "JKF",
+              findings_of("INV-6")),
+    Invariant("INV-7", "sub-trees: both properties, unique, preserved, disjoint", "D", "JKF",
+              findings_of("INV-7")),
+    Invariant("INV-8", "tree nodes: aligned, in RAM, outside scratch, referenced once, not preserved", "D",
+              "JK",
               check_nodes),
     Invariant("INV-9", "tree keys: an order up to 52 and a block in RAM", "D", "JK", findings_of("INV-9")),
     Invariant("INV-10", "preserved blocks are disjoint", "D", "JK", check_overlap, needs_tree=True),
-    Invariant("INV-11", "nothing preserved lies in scratch", "D", "JK", check_preserved_scratch, needs_tree=True),
+    Invariant("INV-11", "nothing preserved lies in scratch", "D", "JK", check_preserved_scratch,
+              needs_tree=True),
     Invariant("INV-12", "everything reached is preserved and has one owner", "D", "JK", findings_of("INV-12"),
               needs_tree=True),
-    Invariant("INV-13", "the kexec image overwrites nothing preserved", "D", "J", check_destinations, needs_tree=True),
+    Invariant("INV-13", "the kexec image overwrites nothing preserved", "D", "J", check_destinations,
+              needs_tree=True),
     Invariant("INV-28", "kexec segments: each in one scratch area, disjoint", "D", "J", check_segments),
     Invariant("INV-29", "the scratch list passed on is the old kernel's", "D", "K", check_scratch_segment),
-    Invariant("INV-30", "memory outside scratch does not change between the kernels", "D", "", reason=TWO_MOMENTS),
+    Invariant("INV-30", "memory outside scratch does not change between the kernels", "D", "",
+              reason=TWO_MOMENTS),
     Invariant("INV-31", "setup_data: one KHO entry, with the right sizes", "D", "K", check_setup_data),
-    Invariant("INV-32", "the new kernel, initrd and boot parameters are in scratch", "T", "", reason=IN_A_RUN),
-    Invariant("INV-33", "memblock allocates in scratch only until memory is adopted", "T", "", reason=IN_A_RUN),
-    Invariant("INV-34", "preserved blocks are reserved, NOINIT, when memory is freed", "T", "", reason=IN_A_RUN),
+    Invariant("INV-32", "the new kernel, initrd and boot parameters are in scratch", "T", "",
+              reason=IN_A_RUN),
+    Invariant("INV-33", "memblock allocates in scratch only until memory is adopted", "T", "",
+              reason=IN_A_RUN),
+    Invariant("INV-34", "preserved blocks are reserved, NOINIT, when memory is freed", "T", "",
+              reason=IN_A_RUN),
     Invariant("INV-35", "struct pages of preserved blocks carry magic and order", "D", "F",
-    check_struct_pages,
+              check_struct_pages,
               needs_tree=True),
     Invariant("INV-36", "scratch-only ends before the first page is free", "T", "", reason=IN_A_RUN),
     Invariant("INV-37", "each block is restored at most once", "T", "", reason=IN_A_RUN),

@@ -69,7 +69,9 @@ class Node:
         return int.from_bytes(self._exactly(name, 4), "little")
 
     def compatible(self) -> list[str]:
-        """The strings of `compatible`; empty when it is missing or is not a list of NUL-terminated strings."""
+        """The strings of `compatible`; empty when it is missing or is not a list of NUL-terminated
+        strings.
+        """
         value = self.properties.get("compatible", b"")
         if not value.endswith(b"\0"):
             return []
@@ -125,7 +127,9 @@ class Fdt:
 
     @classmethod
     def parse(cls, data: bytes) -> Fdt:
-        """Read a blob at the beginning of `data`; what follows it is ignored. FormatError if it is malformed."""
+        """Read a blob at the beginning of `data`; what follows it is ignored. FormatError if it is
+        malformed.
+        """
         return _Parser(data).parse()
 
     def add_subnode(self, parent: Node, name: str) -> Node:
@@ -319,7 +323,9 @@ class _Parser:
         return self._aligned(at + size)
 
     def _aligned(self, at: int) -> int:
-        """Tokens are aligned to 4 bytes from the beginning of the structure block, which is aligned itself."""
+        """Tokens are aligned to 4 bytes from the beginning of the structure block, which is aligned
+        itself.
+        """
         return -(-at // 4) * 4
 
 

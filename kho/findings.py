@@ -21,7 +21,9 @@ class Finding:
     message: str
     phys: int | None = None
     tree: bool = False
-    """It says that something is not in the tree (or is there wrongly), so it means nothing without a whole tree."""
+    """It says that something is not in the tree (or is there wrongly), so it means nothing without a whole
+    tree.
+    """
 
 
 @dataclass

@@ -43,7 +43,9 @@ LISTED_MAX = 32  # of one kind of damage in one object; the rest is counted
 
 @dataclass(frozen=True)
 class Subtree:
-    """A blob that a subsystem registered. Only address and size are KHO's; the bytes belong to the subsystem."""
+    """A blob that a subsystem registered. Only address and size are KHO's; the bytes belong to the
+    subsystem.
+    """
 
     name: str
     phys: int

@@ -49,7 +49,8 @@ class Location:
     kho_data: KhoData | None = None
     """The KHO entry of the chain that a new kernel would read, whether or not it points to `fdt_phys`."""
     leads_here: bool = False
-    """Whether that entry belongs to this update: it points to `fdt_phys`, or is damaged and points to no FDT."""
+    """Whether that entry belongs to this update: it points to `fdt_phys`, or is damaged and points to no FDT.
+    """
     scratch: list[ScratchArea] | None = None
     scratch_phys: int | None = None
     scratch_source: str = ""
@@ -158,7 +159,9 @@ def _lenient_scratch(reader: Reader, entry: KhoData) -> list[ScratchArea]:
 
 
 def _is_in_place(reader: Reader, chain: Chain, entry: KhoData) -> bool:
-    """Whether the entry is where kexec puts it, in scratch, and not a page of an image that waits to be copied."""
+    """Whether the entry is where kexec puts it, in scratch, and not a page of an image that waits to be
+    copied.
+    """
     areas = _lenient_scratch(reader, entry)
     if not areas or any(area.phys % SCRATCH_ALIGN or area.size % SCRATCH_ALIGN for area in areas):
         return chain.boot_params is not None

@@ -1,4 +1,6 @@
-"""The "memblock" blob: regions of the reserve_mem= parameter, an FDT of one page (Linux 7.2, memblock KHO ABI)."""
+"""The "memblock" blob: regions of the reserve_mem= parameter, an FDT of one page (Linux 7.2, memblock KHO
+ABI).
+"""
 
 from __future__ import annotations
 

@@ -33,7 +33,9 @@ class PhysicalMemory(Protocol):
         ...
 
     def read(self, phys: int, size: int) -> Bytes:
-        """`size` bytes at `phys` as a read-only array, a view where possible; all of them are inside one range."""
+        """`size` bytes at `phys` as a read-only array, a view where possible; all of them are inside one
+        range.
+        """
         ...
 
 
@@ -55,7 +57,9 @@ class WritableMemory(Protocol):
 
 
 class Buffer:
-    """RAM from `base` to `base + size`, all zero at first, that costs what is touched. For builders and tests."""
+    """RAM from `base` to `base + size`, all zero at first, that costs what is touched. For builders and
+    tests.
+    """
 
     def __init__(self, size: int, base: int = 0) -> None:
         self.data: Bytes = np.zeros(size, dtype=np.uint8)

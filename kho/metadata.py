@@ -18,7 +18,9 @@ class KexecMetadata:
 
     @classmethod
     def unpack(cls, data: bytes) -> KexecMetadata:
-        """From the bytes of the blob; FormatError for another version, a short blob, or a name without end."""
+        """From the bytes of the blob; FormatError for another version, a short blob, or a name
+        without end.
+        """
         if len(data) < 4:
             raise FormatError(f"kexec-metadata has only {len(data)} bytes")
         version = int.from_bytes(data[:4], "little")

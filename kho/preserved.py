@@ -21,7 +21,9 @@ Flags = NDArray[np.bool_]
 
 @dataclass
 class Claimed:
-    """Answer to a claim, one flag a block: it is preserved exactly like that; somebody has claimed it before."""
+    """Answer to a claim, one flag a block: it is preserved exactly like that; somebody has claimed
+    it before.
+    """
 
     preserved: Flags
     twice: Flags
@@ -75,7 +77,9 @@ class PreservedSet:
         return bool(self.index(np.array([phys], dtype=np.uint64), order)[0] >= 0)
 
     def orders_at(self, phys: Words) -> NDArray[np.int64]:
-        """Order of the block that begins at each address, -1 where none does; the smallest if there are several."""
+        """Order of the block that begins at each address, -1 where none does; the smallest if there are
+        several.
+        """
         if not len(self._start):
             return np.full(len(phys), -1, dtype=np.int64)
         at = np.minimum(np.searchsorted(self._start, phys, side="right") - 1, len(self._start) - 1)

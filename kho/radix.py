@@ -3,7 +3,7 @@ tree).
 
 A key names one block of 2^order pages::
 
-    order 0:  0 0 0 0 0 0 0 0 0 0 0 1 [ phys >> 12                                         ]   bit 52 marks order 0
+    order 0:  0 0 0 0 0 0 0 0 0 0 0 1 [ phys >> 12                               ]   bit 52 marks order 0
     order o:  ... marker at bit 52 - o [ phys >> (12 + o)                                  ]
 
     bits 59..51 | 50..42 | 41..33 | 32..24 | 23..15 | 14..0
@@ -240,7 +240,9 @@ def decode_keys(keys: Words) -> tuple[Words, Orders]:
 
 
 def decompose(phys: int, pages: int) -> list[tuple[int, int]]:
-    """The blocks (phys, order) that kho_preserve_pages makes of a range on one memory node: greedy and aligned."""
+    """The blocks (phys, order) that kho_preserve_pages makes of a range on one memory node: greedy and
+    aligned.
+    """
     blocks = []
     frame, end = phys >> PAGE_SHIFT, (phys >> PAGE_SHIFT) + pages
     while frame < end:

@@ -1,8 +1,8 @@
 """How the handover reaches the next kernel on x86: the setup_data chain of the boot protocol, and the scratch
 list.
 
-Linux x86 boot protocol, setup_data (header 0x250 of boot_params): entries {next, type, length, data}; type 10 is KHO
-and holds where the root FDT and the list of scratch areas are.
+Linux x86 boot protocol, setup_data (header 0x250 of boot_params): entries {next, type, length, data}; type 10
+is KHO and holds where the root FDT and the list of scratch areas are.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from kho.abi import (
 )
 from kho.errors import FormatError
 from kho.memory import Reader
-
 
 HEADS_MAX = 256  # of what a search looks at
 
@@ -142,7 +141,9 @@ def find_chains(reader: Reader) -> list[Chain]:
 
 
 def read_scratch(reader: Reader, phys: int, size: int) -> list[ScratchArea]:
-    """The scratch list of `size` bytes at `phys`; FormatError if that cannot be one, OutOfRange outside RAM."""
+    """The scratch list of `size` bytes at `phys`; FormatError if that cannot be one, OutOfRange
+    outside RAM.
+    """
     count, rest = divmod(size, SCRATCH_DTYPE.itemsize)
     if rest or not 1 <= count <= SCRATCH_COUNT_MAX:
         raise FormatError(

@@ -128,7 +128,9 @@ def write_area(
     order: int = 0,
     flags: int = VMALLOC_ALLOC,
 ) -> tuple[Descriptor, list[int]]:
-    """Write the chunks for `blocks`, as Linux does; returns the descriptor and the addresses of the chunks."""
+    """Write the chunks for `blocks`, as Linux does; returns the descriptor and the addresses of the
+    chunks.
+    """
     chunks = [allocate() for _ in range(len(blocks) // VMALLOC_CHUNK_SLOTS + 1)] if blocks else []
     for number, chunk in enumerate(chunks):
         part = blocks[number * VMALLOC_CHUNK_SLOTS : (number + 1) * VMALLOC_CHUNK_SLOTS]

@@ -12,7 +12,9 @@ from luo.abi import FILE_COMPATIBLE_SIZE, FLB, FLB_HEADER, FLB_MAX
 
 @dataclass(frozen=True)
 class Flb:
-    """struct luo_flb_ser: `data` belongs to whoever registered `compatible`, `count` is its number of users."""
+    """struct luo_flb_ser: `data` belongs to whoever registered `compatible`, `count` is its number
+    of users.
+    """
 
     compatible: str
     data: int

@@ -180,7 +180,9 @@ def _read_folios(handover: Handover, memfd: Memfd, owner: int) -> None:
 
 
 def _orders(handover: Handover, memfd: Memfd) -> NDArray[np.int64]:
-    """Order of each folio by the tree. Where blocks overlap there can be several: the one the indices want."""
+    """Order of each folio by the tree. Where blocks overlap there can be several: the one the
+    indices want.
+    """
     preserved = handover.preserved
     orders = preserved.orders_at(memfd.folio_phys)
     if not preserved.overlapping:

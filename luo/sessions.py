@@ -41,7 +41,9 @@ class Session:
 
 
 def read_sessions(handover: Handover, head: int) -> tuple[list[Session], BlockChain]:
-    """Decode all sessions with their files. Findings: INV-15, INV-19 (sessions), INV-16, INV-20 (files), INV-12."""
+    """Decode all sessions with their files. Findings: INV-15, INV-19 (sessions), INV-16, INV-20 (files),
+    INV-12.
+    """
     findings = handover.findings
     taken: dict[int, str] = {}
     chain = block.read_chain(handover.reader, head, SESSION.size, taken, "the session chain")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from emu import saved
 from emu.debug.output import (
     Branch,
     Paint,
@@ -26,7 +27,6 @@ from emu.debug.output import (
     print_tree,
     size,
 )
-from emu import saved
 from emu.errors import EmuError
 from kho.abi import PAGE_SIZE
 from kho.check import MOMENTS, Report, Segment
@@ -53,7 +53,9 @@ EXAMPLE = """example:
 
 @dataclass
 class Neighbour:
-    """What the .json beside an image says about it (the shape of recorded handovers). Everything is optional."""
+    """What the .json beside an image says about it (the shape of recorded handovers). Everything is
+    optional.
+    """
 
     path: Path
     fdt: int | None = None
@@ -89,7 +91,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "inspect",
         help="decode the handover in a memory image",
-        description="Decode the handover in a raw image, a .zst, an ELF core, a KHO FDT blob or a saved machine.",
+        description="Decode the handover in a raw image, .zst, ELF core, FDT blob or saved machine.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

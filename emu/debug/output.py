@@ -76,6 +76,7 @@ class Paint:
         return self.stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
     def __call__(self, style: str, text: str) -> str:
+        """The text in that style."""
         return f"\033[{COLOURS[style]}m{text}\033[0m" if self.on else text
 
 

@@ -262,9 +262,11 @@ static void test_timer(void) {
     quiet();
     lapic_write(LAPIC_TIMER, TSC_DEADLINE | TIMER_VECTOR);
     __asm__ volatile("mfence" : : : "memory");
-    uint64_t when = rdtsc() + 100000;
+    uint64_t when = rdtsc() + (1UL << 40);
     wrmsr(MSR_TSC_DEADLINE, when);
     expect("armed", rdmsr(MSR_TSC_DEADLINE), when);
+    when = rdtsc() + 100000;
+    wrmsr(MSR_TSC_DEADLINE, when);
     sti();
     expect_true("came", wait_for(&irq_count[TIMER_VECTOR], 1));
     cli();
@@ -273,12 +275,13 @@ static void test_timer(void) {
     wrmsr(MSR_TSC_DEADLINE, 1);
     drain();
     expect("a time in the past fires at once", irq_count[TIMER_VECTOR], 2);
-    wrmsr(MSR_TSC_DEADLINE, rdtsc() + 1000000);
+    wrmsr(MSR_TSC_DEADLINE, rdtsc() + 20000000);
     wrmsr(MSR_TSC_DEADLINE, 0);
+    expect("zero", rdmsr(MSR_TSC_DEADLINE), 0);
     sti();
-    spin(2000000);
+    spin(30000000);
     cli();
-    expect("zero disarms", irq_count[TIMER_VECTOR], 2);
+    expect("disarms", irq_count[TIMER_VECTOR], 2);
   }
   lapic_write(LAPIC_TIMER, LVT_MASKED);
   end();

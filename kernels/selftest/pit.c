@@ -32,13 +32,17 @@ static void eoi_irq0(struct frame *f) {
 }
 
 void test_pit(void) {
+  /* The longest count lasts 55 milliseconds: where that decides, a host that was busy gets another try. */
   begin("pit/count goes down");
-  pit_start(2, 0, 0xffff);
-  outb(PORT_B, 1);   /* gate on, speaker off */
-  unsigned a = pit_read(2);
-  spin(200000);
-  unsigned b = pit_read(2);
-  expect_true("less later", b < a);
+  bool right = false;
+  for (int tries = 0; tries < 10 && !right; tries++) {
+    pit_start(2, 0, 0xffff);
+    outb(PORT_B, 1);   /* gate on, speaker off */
+    unsigned a = pit_read(2);
+    spin(200000);
+    right = pit_read(2) < a;
+  }
+  expect_true("less later", right);
   end();
 
   begin("pit/gate of channel 2");
@@ -51,8 +55,12 @@ void test_pit(void) {
 
   begin("pit/mode 0 output");
   outb(PORT_B, 1);
-  pit_start(2, 0, 0xfff0);
-  expect("low while counting", inb(PORT_B) & 0x20, 0);
+  right = false;
+  for (int tries = 0; tries < 10 && !right; tries++) {
+    pit_start(2, 0, 0xfff0);
+    right = !(inb(PORT_B) & 0x20);
+  }
+  expect_true("low while counting", right);
   pit_start(2, 0, 2);
   uint64_t n = 0;
   while (!(inb(PORT_B) & 0x20) && ++n < 10000000) {
@@ -69,19 +77,22 @@ void test_pit(void) {
   end();
 
   begin("pit/latch");
-  pit_start(2, 2, 0xffff);
-  outb(CONTROL_PORT, 0x80);
-  uint8_t low = inb(PORT(2));
-  spin(100000);
-  uint8_t high = inb(PORT(2));
-  outb(CONTROL_PORT, 0x80);
-  spin(100000);
-  outb(CONTROL_PORT, 0x80);   /* a second latch is ignored while the first is unread */
-  unsigned first = inb(PORT(2));
-  first |= (unsigned)inb(PORT(2)) << 8;
-  unsigned now = pit_read(2);
-  expect_true("later is less", now < first || first < 0x1000);
-  expect_true("earlier is more", (unsigned)(low | high << 8) > first || first < 0x1000);
+  right = false;
+  for (int tries = 0; tries < 10 && !right; tries++) {
+    pit_start(2, 2, 0xffff);
+    outb(CONTROL_PORT, 0x80);
+    unsigned early = inb(PORT(2));
+    spin(100000);
+    early |= (unsigned)inb(PORT(2)) << 8;
+    outb(CONTROL_PORT, 0x80);
+    spin(100000);
+    outb(CONTROL_PORT, 0x80);   /* a second latch is ignored while the first is unread */
+    unsigned latched = inb(PORT(2));
+    latched |= (unsigned)inb(PORT(2)) << 8;
+    unsigned late = pit_read(2);
+    right = early > latched && latched > late && latched - late > (early - latched) / 2;
+  }
+  expect_true("counts in their order", right);
   end();
 
   begin("pit/read-back of count and status");

@@ -90,7 +90,7 @@ def test_memblock_blob_as_linux_writes_it() -> None:
 
 def dtc(data: bytes, source: str, target: str) -> bytes:
     program = require("dtc")
-    command = [program, "-q", "-q", "-I", source, "-O", target, "-"]
+    command = [str(program), "-q", "-q", "-I", source, "-O", target, "-"]
     done = subprocess.run(command, input=data, capture_output=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout
@@ -242,7 +242,7 @@ def test_the_blob_to_damage_is_good() -> None:
         (lambda: blob(ROOT + words(BEGIN_NODE, b"a\x1b\0\0", END_NODE, END_NODE, END)), "printable"),
         (lambda: blob(ROOT + words(7, END_NODE, END)), "unknown token"),
         (lambda: blob(words(PROP, 4, 0, b"abcd") + GOOD), "beginning of a node"),
-        (lambda: blob(ROOT + words(BEGIN_NODE, b"a\0\0\0", END_NODE, PROP, 0, 0, END_NODE, END)), "beginning"),
+        (lambda: blob(ROOT + words(BEGIN_NODE, b"a\0\0\0", END_NODE, PROP, 0, 0, END_NODE)), "beginning"),
         (lambda: blob(ROOT + words(PROP, 4)), "inside a property"),
         (lambda: blob(ROOT + words(PROP, 0x7FFFFFFF, 0, END_NODE, END)), "more than the block"),
         (lambda: blob(ROOT + words(PROP, 0xFFFFFFFF, 0, END_NODE, END)), "more than the block"),

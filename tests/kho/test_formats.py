@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kho import block, khotest, memblock, vmalloc
+from kho import block, khotest, memblock
 from kho.abi import BLOCKS_MAX, PAGE_SIZE, SCRATCH_DTYPE, block_capacity
 from kho.block import read_chain, write_chain
 from kho.builder import HandoverBuilder
@@ -241,7 +243,7 @@ def test_memblock_round_trip(items: list[tuple[str, int]]) -> None:
 
 def test_memblock_damaged() -> None:
     good = Fdt.parse(memblock.pack([ReservedRegion("a", 1, 2), ReservedRegion("b", 1, 2)]))
-    changes = [
+    changes: list[Callable[[Node], object]] = [
         lambda root: root.properties.update(compatible=b"memblock-v2\0"),
         lambda root: root.children[0].properties.update(compatible=b"x\0"),
         lambda root: root.children[1].properties.pop("size"),
@@ -272,7 +274,7 @@ def test_kho_test_layout() -> None:
 
 def test_kho_test_damaged() -> None:
     good = khotest.pack(KhoTest(3, 7, Descriptor(0x5000, 1, 1, 0)))
-    changes = [
+    changes: list[Callable[[Node], object]] = [
         lambda root: root.properties.update(compatible=b"kho-test-v2\0"),
         lambda root: root.properties.update(magic=bytes(4)),
         lambda root: root.children.clear(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 import time
@@ -216,7 +217,9 @@ def test_fdt_blob() -> None:
 
 
 def test_truncated_fdt_blob() -> None:
-    """debugfs shows too little of the outgoing FDT once LUO has added its node: that is how these were recorded."""
+    """debugfs shows too little of the outgoing FDT once LUO has added its node: that is how these were
+    recorded.
+    """
     path = next(RECORDED.glob("c1-1x4k/debugfs-out-fdt.bin"))
     image = open_image(path)
     assert image.format == "fdt" and image.blob is not None
@@ -245,7 +248,10 @@ def test_what_is_no_image(tmp_path: Path) -> None:
     assert time.monotonic() - before < 5
 
 
-@given(st.sampled_from([b"", b"\x7fELF\2\1\1", b"\x28\xb5\x2f\xfd", b"\x28\xb5\x2f\xfd\x24", b"\xd0\x0d\xfe\xed"]),
+HEADS = [b"", b"\x7fELF\2\1\1", b"\x28\xb5\x2f\xfd", b"\x28\xb5\x2f\xfd\x24", b"\xd0\x0d\xfe\xed"]
+
+
+@given(st.sampled_from(HEADS),
        st.binary(max_size=300))  # fmt: skip
 def test_random_files(tmp_path_factory: pytest.TempPathFactory, head: bytes, rest: bytes) -> None:
     path = tmp_path_factory.mktemp("random") / "file"
@@ -316,8 +322,8 @@ def test_reader_joins_ranges_that_touch() -> None:
     reader = Reader(Split())
     assert reader.ranges == [(0, 0x3000), (0x8000, 0x9000)] and reader.ram_bytes == 0x4000
     assert reader.bytes(0x1700, 0x200) == Split.data[0x1700:0x1900].tobytes()
-    assert np.array_equal(reader.pages(np.array([0x1000, 0x2000, 0x8000], dtype=np.uint64)).reshape(-1)[:0x2000],
-                          Split.data[0x1000:0x3000])  # fmt: skip
+    pages = reader.pages(np.array([0x1000, 0x2000, 0x8000], dtype=np.uint64))
+    assert np.array_equal(pages.reshape(-1)[:0x2000], Split.data[0x1000:0x3000])
     for phys, size in ((0x2FFF, 2), (0x3000, 1), (0x7FFF, 2), (0x9000, 1), (1 << 63, 1 << 63)):
         with pytest.raises(OutOfRange):
             reader.read(phys, size)
@@ -330,7 +336,7 @@ def test_reader_joins_ranges_that_touch() -> None:
 )
 def test_contains_all_equals_contains(pairs: list[tuple[int, int]], phys: int, size: int) -> None:
     class Ranges:
-        ranges = [(min(a, b), max(a, b)) for a, b in pairs]
+        ranges = tuple((min(a, b), max(a, b)) for a, b in pairs)
 
         def read(self, phys: int, size: int) -> Bytes:
             raise AssertionError
@@ -345,7 +351,7 @@ def test_contains_all_equals_contains(pairs: list[tuple[int, int]], phys: int, s
 def test_merge(pairs: list[tuple[int, int]]) -> None:
     out = merge(pairs)
     assert {n for a, b in out for n in range(a, b)} == {n for a, b in pairs for n in range(a, b)}
-    assert all(a < b for a, b in out) and all(x[1] < y[0] for x, y in zip(out, out[1:], strict=False))
+    assert all(a < b for a, b in out) and all(x[1] < y[0] for x, y in itertools.pairwise(out))
 
 
 @given(st.lists(st.integers(0, 30)), st.integers(1, 4))

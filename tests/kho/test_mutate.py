@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from kho.handover import Handover
 from tests.kho import mutate
 
 
@@ -32,14 +33,14 @@ def test_cases_do_not_depend_on_each_other() -> None:
 
 
 def test_a_failure_is_found_and_can_be_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = mutate.Handover.from_blob
+    real = Handover.from_blob
 
     def broken(blob: bytes) -> object:
         if len(blob) % 7 == 3:
             raise IndexError("on purpose")
         return real(blob)
 
-    monkeypatch.setattr(mutate.Handover, "from_blob", broken)
+    monkeypatch.setattr(Handover, "from_blob", broken)
     _, _, _, failure = mutate.run_chunk(("fdt", 1, 0, 500))
     assert failure is not None and "on purpose" in failure.text
     command = failure.command().split()
@@ -54,7 +55,7 @@ def test_a_case_that_hangs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
             pass
 
     monkeypatch.setattr(mutate, "SECONDS_MAX", 0.2)
-    monkeypatch.setattr(mutate.Handover, "from_blob", hang)
+    monkeypatch.setattr(Handover, "from_blob", hang)
     _, _, _, failure = mutate.run_chunk(("fdt", 1, 0, 5))
     assert failure is not None and "TooSlow" in failure.text
 

@@ -44,7 +44,7 @@ class Ram:
         return self.next
 
 
-def arrays(blocks: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def arrays(blocks: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
     return (
         np.array([phys for phys, _ in blocks], dtype=np.uint64),
         np.array([order for _, order in blocks], dtype=np.uint8),
@@ -177,7 +177,9 @@ def test_tree_full_of_ones_is_bounded() -> None:
 
 
 def test_every_page_is_a_node_of_the_tree() -> None:
-    """All of RAM as one tree whose leaves are full: every page is read once, blocks outside RAM are counted."""
+    """All of RAM as one tree whose leaves are full: every page is read once, blocks outside RAM are
+    counted.
+    """
     ram = Ram(8 << 20, 8 << 20)
     pages = np.arange(PAGE_SIZE, 8 << 20, PAGE_SIZE, dtype=np.uint64)
     per_level = [1, 4, 40, 200, 700]

@@ -83,25 +83,23 @@ def test_random_slices(linux: LinuxBuild, straight: tuple[str, int, int], seed: 
 def test_snapshots_on_the_way_change_nothing(linux: LinuxBuild, straight: tuple[str, int, int]) -> None:
     """Taken, left behind and gone back to, twice."""
     with updates.update(linux) as u:
-        u.machine.run(1_170_000_000)
+        u.machine.run(600_000_000)
         assert u.observer is not None and u.observer.generation == 0
         hashes = []
-        plain = Machine  # the observer follows one line of time only: go on without it
-        u.machine.watch_user(None)
+        u.machine.watch_user(None)  # the observer follows one line of time only: go on without it
         for address, handler in u.observer._installed:
             u.machine.unprobe(address, handler)
         u.machine.serial_sinks.clear()
         base = u.machine.snapshot()
         for _ in range(2):
             u.machine.restore(base)
-            u.machine.run(1_900_000_000)
+            u.machine.run(1_000_000_000)
             middle = u.machine.snapshot()
-            u.machine.run(2_000_000_000)
+            u.machine.run(1_200_000_000)
             u.machine.restore(middle)
             stop = u.machine.run(max_instructions=updates.LIMIT)
             hashes.append((u.machine.state_hash(), stop.instructions, stop.ticks))
         assert hashes == [straight, straight]
-        assert plain is Machine
 
 
 def test_a_raw_run_reaches_the_same_state(linux: LinuxBuild, tmp_path: Path, straight: tuple[str, int, int]) -> None:
@@ -218,7 +216,7 @@ def test_replayed_input_is_the_same_run(linux: LinuxBuild, tmp_path: Path) -> No
     later = [[tick + 1, data] for tick, data in lines]
     log.write_text("".join(json.dumps(line) + "\n" for line in later))
     _, out, _ = luemu(*interactive(linux), "--replay-input", log)
-    assert json.loads(out)["end"]["ticks"] != runs[0][1]["ticks"], "input one tick later is another run"
+    assert json.loads(out)["state_hash"] != runs[0][0], "input one tick later is another run"
 
 
 def test_recorded_input_replays(linux: LinuxBuild, tmp_path: Path) -> None:

@@ -69,7 +69,9 @@ def put(built: Built, phys: int, value: int, size: int = 8) -> None:
 
 
 def slot_of(built: Built, phys: int, order: int, level: int) -> int:
-    """Address of the entry for a key in the node of that level (1 and up) on its path, which must be there."""
+    """Address of the entry for a key in the node of that level (1 and up) on its path, which must
+    be there.
+    """
     key = RADIX.key(phys, order)
     node = built.nodes[0][1]
     for at in range(RADIX.depth - 1, 0, -1):

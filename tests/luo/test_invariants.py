@@ -353,7 +353,7 @@ def block_ends_outside_ram() -> Case:
 @breaks("INV-10")
 def blocks_overlap() -> Case:
     built = build()
-    phys, order = next(block for block in built.blocks if block[1] > 0)
+    phys = next(phys for phys, order in built.blocks if order > 0)
     set_bit(built, phys + PAGE_SIZE, 0)
     return Case(built, phys + PAGE_SIZE)
 

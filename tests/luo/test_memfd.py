@@ -72,8 +72,8 @@ def test_golden_memory_is_decoded() -> None:
     data = contents(5, 12388)
     for number, phys in enumerate((0x4D8000, 0x19EC000, 0x4D9000, 0x4DA000)):
         memory.write(phys, data[number * PAGE_SIZE : (number + 1) * PAGE_SIZE])
-    pages = [0x4D5000, 0x4D6000, 0x4D7000, 0x4D8000, 0x4D9000, 0x4DA000, 0x4DB000, 0x4DC000, 0x5BC000, 0x5BD000,
-             0x19EC000]  # fmt: skip
+    pages = [0x4D5000, 0x4D6000, 0x4D7000, 0x4D8000, 0x4D9000, 0x4DA000, 0x4DB000, 0x4DC000, 0x5BC000,
+             0x5BD000, 0x19EC000]  # fmt: skip
     builder = HandoverBuilder(32 << 20)
     builder.memory.data[:] = memory.data
     builder.blocks += [(phys, 0) for phys in pages]
@@ -172,7 +172,7 @@ def test_large_file_of_zeros(pages: int) -> None:
     class Ram(Buffer):
         """A small buffer below; all zero above."""
 
-        def read(self, phys: int, size: int) -> np.ndarray:  # type: ignore[type-arg]
+        def read(self, phys: int, size: int) -> np.ndarray:
             return np.zeros(size, dtype=np.uint8) if phys >= len(self.data) else super().read(phys, size)
 
     memory = Ram(32 << 20)

@@ -1,4 +1,6 @@
-"""Handovers of a real Linux 7.2.13, decoded completely: as its independent walker and the recorded digests say."""
+"""Handovers of a real Linux 7.2.13, decoded completely: as its independent walker and the recorded digests
+say.
+"""
 
 from __future__ import annotations
 
@@ -110,7 +112,7 @@ def test_luo_is_decoded_completely(image: Path) -> None:
     assert luo.flb_page.pages == walk["flb"]["pgcnt"] and luo.flb_page.count == walk["flb"]["count"]
     assert [[b.phys, b.count, b.next] for b in luo.chain.blocks] == walk.get("session_blocks", [])
     sessions = []
-    digests = {}
+    digests: dict[str, str | None] = {}
     for session in luo.sessions:
         blocks = [[b.phys, b.count, b.next] for b in session.chain.blocks] if session.chain else []
         files = [describe(handover, file) for file in session.files]
@@ -181,7 +183,9 @@ def test_every_check_of_the_moment_holds(image: Path) -> None:
 
 @pytest.mark.parametrize("config", ["c1-1x4k", "c3-3sess", "c10-reserve_mem"])
 def test_jump_changes_nothing_that_is_preserved(config: str) -> None:
-    """The pruned images leave out what KHO does not reach, but for the scratch list, boot_params and setup_data."""
+    """The pruned images leave out what KHO does not reach, but for the scratch list, boot_params and
+    setup_data.
+    """
     handovers = []
     for name in ("before-kexec", "second-kernel-kho_populate"):
         path = RECORDED / config / (name + SUFFIX)

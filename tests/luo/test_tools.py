@@ -272,8 +272,8 @@ def test_colour_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_numbers() -> None:
-    known = {"0": 0, "10": 10, "0x10": 16, "0X1f": 31, "48M": 48 << 20, "1k": 1024, "0x10K": 16384, "3G": 3 << 30,
-             "1T": 1 << 40, "010": 10}  # fmt: skip
+    known = {"0": 0, "10": 10, "0x10": 16, "0X1f": 31, "48M": 48 << 20, "1k": 1024, "0x10K": 16384,
+             "3G": 3 << 30, "1T": 1 << 40, "010": 10}  # fmt: skip
     for text, value in known.items():
         assert parse_number(text, "--x") == value
     for text in ("", "-1", "1.5", "x", "0x", "5X", "1MB", "1 2"):
@@ -291,7 +291,7 @@ def test_trees() -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     output.print_tree(tree, stream)
     stream.flush()
-    assert stream.buffer.getvalue().decode().splitlines() == ["top", "|-- a", "|   `-- b", "`-- c"]  # type: ignore[attr-defined]
+    assert stream.buffer.getvalue().decode().splitlines() == ["top", "|-- a", "|   `-- b", "`-- c"]
 
 
 @pytest.mark.parametrize("command", ["inspect", "check"])
