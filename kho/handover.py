@@ -194,7 +194,13 @@ class Handover:
 
     def own_page(self, owner: int, phys: int, *, lost: str, what: str) -> bool:
         """Claim one page that must be preserved as a block of its own."""
-        return bool(self.own(owner, np.array([phys], dtype=np.uint64), 0, lost=lost, what=what)[0])
+        preserved, twice = self.preserved.claim_page(owner, phys)
+        if not preserved:
+            self.lost(lost, f"{what} is not preserved as a block of order 0", phys)
+        elif twice and self.tree_is_whole:
+            other = self.preserved.owner_of(phys)
+            self.findings.add("INV-12", f"{what} belongs to {other} already", phys, tree=True)
+        return preserved and not twice
 
     def own_range(
         self, owner: int, phys: int, size: int, *, lost: str, what: str, shared: bool = False

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from kho.abi import PAGE_SIZE
+from kho.abi import PAGE_SIZE, RADIX
 from kho.memory import Words
 from kho.radix import Orders, encode_keys
 
@@ -74,6 +74,8 @@ class PreservedSet:
 
     def has(self, phys: int, order: int = 0) -> bool:
         """Whether the block is preserved exactly like that."""
+        if order == 0:
+            return self._page_index(phys) >= 0
         return bool(self.index(np.array([phys], dtype=np.uint64), order)[0] >= 0)
 
     def orders_at(self, phys: Words) -> NDArray[np.int64]:
@@ -168,9 +170,23 @@ class PreservedSet:
             self._owner[fresh] = owner
         return Claimed(preserved, twice)
 
-    def claim_page(self, owner: int, phys: int) -> Claimed:
-        """Claim one page that must be preserved as a block of its own."""
-        return self.claim(owner, np.array([phys], dtype=np.uint64), 0)
+    def claim_page(self, owner: int, phys: int) -> tuple[bool, bool]:
+        """Claim one page that must be preserved as a block of its own: (it is, somebody has claimed it before).
+
+        The same as `claim` for one block of order 0, without the cost of arrays.
+        """
+        index = self._page_index(phys)
+        if index < 0:
+            return False, False
+        if self._owner[index]:
+            return True, True
+        self._owner[index] = owner
+        return True, False
+
+    def _page_index(self, phys: int) -> int:
+        key = np.uint64(RADIX.key(phys, 0))
+        index = int(self.keys.searchsorted(key))
+        return index if index < len(self.keys) and self.keys[index] == key and phys % PAGE_SIZE == 0 else -1
 
     def claim_range(
         self, owner: int, start: int, end: int, *, shared: bool = False

@@ -146,9 +146,7 @@ def read_scratch(reader: Reader, phys: int, size: int) -> list[ScratchArea]:
     """
     count, rest = divmod(size, SCRATCH_DTYPE.itemsize)
     if rest or not 1 <= count <= SCRATCH_COUNT_MAX:
-        raise FormatError(
-            f"{size} bytes are no list of scratch areas", f"{phys:#x}", invariant="INV-31", phys=phys
-        )
+        raise FormatError(f"{size} bytes are no list of scratch areas", f"{phys:#x}", phys=phys)
     table = np.frombuffer(reader.bytes(phys, size), dtype=SCRATCH_DTYPE)
     return [ScratchArea(addr, length) for addr, length in table.tolist()]
 

@@ -82,9 +82,8 @@ def read_memfd(handover: Handover, phys: int, owner: int) -> Memfd | None:
         return None
     pos, size, seals, flags, nr_folios, descriptor = MEMFD.unpack(reader.bytes(phys, MEMFD.size))
     memfd = Memfd(phys, pos, size, seals, flags, nr_folios, Descriptor.unpack(descriptor))
-    if not handover.preserved.touched(np.array([phys], dtype=np.uint64))[0] and not _plausible(
-        handover, memfd
-    ):
+    preserved = handover.preserved.has(phys) or handover.preserved.covers(phys, phys + PAGE_SIZE)
+    if not preserved and not _plausible(handover, memfd):
         # nothing preserved and no record either: it is the handle that is wrong
         handover.lost("INV-20", "the data handle of a memfd does not point to preserved memory", phys)
         return None

@@ -224,10 +224,12 @@ def _interact(update: Update, record: Path | None, limit: int) -> None:
         while True:
             skipped = m.ticks - m.instructions
             stop = m.run(m.ticks + _INTERACTIVE_SLICE, max_instructions=limit)
-            if stop.kind is not StopKind.UNTIL:
+            # A guest that sleeps without any timer wakes when something is typed.
+            asleep = stop.kind is StopKind.DEADLOCK and m.registers()["rflags"] & 0x200
+            if stop.kind is not StopKind.UNTIL and not asleep:
                 update.ended = stop
                 break
-            idle = (m.ticks - m.instructions - skipped) / 1e9
+            idle = 3600.0 if asleep else (m.ticks - m.instructions - skipped) / 1e9
             if not any(p.when == "interactive" and not p.ended for p in update.transcript.programs):
                 continue  # nobody reads the console yet: what is typed would be lost
             if select.select([sys.stdin], [], [], idle)[0]:

@@ -179,6 +179,7 @@ class ResetControlState:
     config: int = 0x34  # controller command byte: both interfaces off, system flag
     output_port: int = 0x03
     data: int = -1  # what port 0x60 gives next
+    last_was_command: bool = True
 
 
 class ResetControl(Device):
@@ -229,12 +230,14 @@ class ResetControl(Device):
         return max(value, 0)
 
     def _read_status(self, offset: int, size: int, now: int) -> int:
-        # not inhibited; system flag; output buffer full
-        return 0x10 | self.s.config & 0x04 | (1 if self.s.data >= 0 else 0)
+        # not inhibited; last write was a command; system flag; output buffer full
+        s = self.s
+        return 0x10 | (0x08 if s.last_was_command else 0) | s.config & 0x04 | (1 if s.data >= 0 else 0)
 
     def _write_command(self, offset: int, size: int, value: int, now: int) -> None:
         s = self.s
         s.command = 0
+        s.last_was_command = True
         if value == 0x20:
             s.data = s.config
         elif value in (0x60, 0xD1, 0xD2, 0xD3, 0xD4):
@@ -254,6 +257,7 @@ class ResetControl(Device):
     def _write_data(self, offset: int, size: int, value: int, now: int) -> None:
         s = self.s
         command, s.command = s.command, 0
+        s.last_was_command = False
         if command == 0x60:
             s.config = value & 0x77
         elif command == 0xD1:

@@ -364,14 +364,14 @@ class HostBridge(PciFunction):
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(
-            "host-bridge", clock, 0, vendor=0x8086, device=0x29C0, class_code=0x060000, revision=2,
+            "host-bridge", clock, 0, vendor=0x8086, device=0x29C0, class_code=0x060000, revision=0,
             subsystem=(0x1AF4, 0x1100),
         )  # fmt: skip
         self.define(COMMAND, 2, COMMAND_MEMORY | COMMAND_MASTER)
         # PCIEXBAR is set up by firmware and locked: moving ECAM would contradict the MCFG table.
         self.define(0x60, 8, ECAM_BASE | 1)
         self.define(0x90, 7, 0, writable=(1 << 56) - 1)  # PAM: kept, all of the region is RAM
-        self.define(0x9D, 2, 0x0002, writable=0xFF78)  # SMRAM, ESMRAMC: kept, there is no SMM
+        self.define(0x9D, 2, 0x3802, writable=0xC078)  # SMRAM, ESMRAMC: kept, there is no SMM
 
 
 class LpcBridge(PciFunction):

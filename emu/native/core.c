@@ -144,9 +144,14 @@ void relimit(struct core *c) {
 }
 EXPORT void core_relimit(struct core *c) { relimit(c); }
 
+static bool interrupts_enabled(struct core *c) {
+    /* A guest's IF masks only virtual interrupts if its VMCB says so: then the host's decides. */
+    bool own = c->env->hflags2 & 8 ? c->env->hflags2 & 2 : c->env->eflags & 0x200;
+    return (c->env->hflags2 & 1) && own; /* and GIF */
+}
 static bool interruptible(struct core *c) {
-    /* GIF, IF, and not in the shadow of STI or MOV SS. */
-    return (c->env->hflags2 & 1) && (c->env->eflags & 0x200) && !(c->env->hflags & 8);
+    /* Not in the shadow of STI or MOV SS. */
+    return interrupts_enabled(c) && ((c->env->hflags2 & 8) || !(c->env->hflags & 8));
 }
 static bool nmi_possible(struct core *c) {
     return (c->env->hflags2 & 1) && !(c->env->hflags2 & 4) && !(c->env->hflags & 8);
@@ -196,6 +201,8 @@ static NOINLINE bool slow_path(struct core *c, u64 pc, u32 insns) {
         real.raise_exception(c->env, 1);
     }
     if (c->nmi && nmi_possible(c)) {
+        c->tb = NULL, c->tb_insns = 0;
+        real.cpu_svm_check_intercept_param(c->env, 0x61, 0, 0); /* NMI */
         c->nmi = 0;
         c->interrupts++;
         c->env->hflags2 |= 4;
@@ -206,6 +213,8 @@ static NOINLINE bool slow_path(struct core *c, u64 pc, u32 insns) {
         restart(c);
     }
     if (c->irq && interruptible(c)) {
+        c->tb = NULL, c->tb_insns = 0;
+        real.cpu_svm_check_intercept_param(c->env, 0x60, 0, 0); /* INTR: may leave for the hypervisor */
         int vector = c->cb.acknowledge(clk->ticks);
         relimit(c);
         if (vector >= 0) {
@@ -465,20 +474,16 @@ static bool idle(struct core *c, u64 end) {
     struct clock *clk = c->clock;
     for (;;) {
         if (c->nmi && nmi_possible(c)) return true;
-        if (c->irq && (c->env->eflags & 0x200)) return true;
+        if (c->irq && interrupts_enabled(c)) return true;
         if (c->stop_request) {
             c->stop = STOP_REQUEST;
             return false;
         }
-        if (!(c->env->eflags & 0x200) && clk->deadline == NEVER) {
+        if (clk->deadline == NEVER) { /* nothing will ever wake it */
             c->stop = STOP_DEADLOCK;
             return false;
         }
         u64 next = clk->deadline < end ? clk->deadline : end;
-        if (next == NEVER) {
-            c->stop = STOP_DEADLOCK;
-            return false;
-        }
         if (next > clk->ticks) {
             clk->skipped += next - clk->ticks;
             clk->ticks = next;
@@ -504,7 +509,7 @@ EXPORT int core_run(struct core *c, u64 end) {
         if (clk->ticks >= end) return (int)(c->stop = STOP_END);
         if (c->halted) {
             /* With interrupts off nothing can wake it (there is no NMI source pending). */
-            if (!(c->env->eflags & 0x200) && !c->nmi) return (int)(c->stop = STOP_DEADLOCK);
+            if (!interrupts_enabled(c) && !c->nmi) return (int)(c->stop = STOP_DEADLOCK);
             if (!idle(c, end)) return (int)c->stop;
             c->halted = 0;
         }

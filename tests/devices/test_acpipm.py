@@ -147,7 +147,9 @@ def test_port_92(b: Board) -> None:
 
 
 def test_keyboard_controller_reset_and_self_test(b: Board) -> None:
-    assert b.inb(0x64) & 3 == 0, "ready for a command, nothing to read"
+    assert b.inb(0x64) == 0x1C, "ready for a command, nothing to read"
+    b.outb(0x60, 0)
+    assert b.inb(0x64) == 0x14, "the last byte was data"
     b.outb(0x64, 0xAA)
     assert b.inb(0x64) & 1 and b.inb(0x60) == 0x55
     assert not b.inb(0x64) & 1

@@ -361,3 +361,39 @@ def test_the_random_walks_reach_interrupts() -> None:
     ]:
         perform(pc, step)
     assert ("intr", 0, 1) in [e[:3] for e in pc.log]
+
+
+def _changes(value: object) -> list[object]:
+    """`value` with one leaf changed, for each leaf."""
+    if isinstance(value, dict):
+        return [{**value, key: new} for key, old in value.items() for new in _changes(old)]
+    if isinstance(value, list):
+        return [[*value[:i], new, *value[i + 1 :]] for i, old in enumerate(value) for new in _changes(old)]
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value ^ 1]
+    assert isinstance(value, bytes), f"{value!r} is not plain data"
+    return [value + b"\x01"] if len(value) < 128 else [value[:-1] + b"\x5a"]
+
+
+def test_every_field_of_every_device_survives_a_load(pc: Pc) -> None:
+    state = pc.p.state()
+    count = 0
+    for name, device_state in state.items():
+        for changed in _changes(device_state):
+            pc.p.load({**state, name: changed})
+            assert pc.p.state()[name] == changed, name
+            count += 1
+    assert count > 200, "the board has more state than this"
+
+
+def test_a_loaded_state_is_a_copy(pc: Pc) -> None:
+    state = pc.p.state()
+    pc.p.load(state)
+    before = pc.saved()
+    for device in state.values():
+        for value in device.values():
+            if isinstance(value, list):
+                value.clear()
+    assert pc.saved() == before

@@ -39,8 +39,10 @@ from tests.luo.images import build, contents, many_sessions
 SECONDS_MAX = 5
 CHUNK = 500
 RECORDED = Path(__file__).parent.parent / "data" / "handovers"
-INTERESTING = (0, 1, 2, 3, 7, 8, 9, 15, 51, 52, 63, 64, 255, 511, 512, 4095, 4096, 4097, 0x7FFFFFFF,
-               0xFFFFFFFF, 1 << 32, 1 << 52, (1 << 63) - 1, 1 << 63, (1 << 64) - 4096, (1 << 64) - 1)  # fmt: skip
+INTERESTING = (
+    *range(10), 15, 51, 52, 63, 64, 255, 511, 512, 4095, 4096, 4097, 0x7FFFFFFF, 0xFFFFFFFF,
+    1 << 32, 1 << 52, (1 << 63) - 1, 1 << 63, (1 << 64) - 4096, (1 << 64) - 1,
+)  # fmt: skip
 
 
 class TooSlow(BaseException):
