@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -84,6 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("luemu: interrupted", file=sys.stderr)
         return 1
+    except Exception as e:  # a defect of ours; or the output cannot be written
+        traceback.print_exc()
+        return _report(EmuError(f"internal error: {type(e).__name__}: {e}"), args)
 
 
 def _report(error: EmuError, args: argparse.Namespace) -> int:

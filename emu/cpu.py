@@ -76,7 +76,7 @@ class CoreHeader(ctypes.Structure):
 
     _fields_ = [
         *[(n, U64) for n in ["end", "limit", "irq", "nmi", "stop", "stop_request", "halted", "engine_error"]],
-        *[(n, U64) for n in ["tsc_offset", "flush_at", "flush_grid", "strict", "probes"]],
+        *[(n, U64) for n in ["tsc_offset", "flush_at", "flush_grid", "strict", "uncounted"]],
         *[(n, U64) for n in COUNTERS],
         ("exceptions_by_vector", U64 * 32),
         *[(n, U64) for n in ["last_vector", "last_error", "last_rip", "last_cr2"]],
@@ -188,8 +188,17 @@ class Cpu:
     """One processor. Its clock and memory belong to the machine."""
 
     def __init__(
-        self, lib: Library, memory: Memory, clock: ClockHeader, wiring: Wiring, apic_id: int = 0
+        self,
+        lib: Library,
+        memory: Memory,
+        clock: ClockHeader,
+        wiring: Wiring,
+        apic_id: int = 0,
+        *,
+        counted: bool = True,
     ) -> None:
+        """``counted`` False leaves the block callback out: for measuring what it costs."""
+        self.counted = counted
         self.lib = lib
         self.memory = memory
         self.apic_id = apic_id
@@ -236,7 +245,9 @@ class Cpu:
         hooks = [int(lib.core.core_hook(i)) for i in range(6)]
         engine.hook(UC_HOOK_INTR, hooks[1], self.address)
         engine.hook(UC_HOOK_INSN_INVALID, hooks[2], self.address)
-        engine.hook(UC_HOOK_BLOCK, hooks[0], self.address)
+        self.header.uncounted = not self.counted
+        if self.counted:
+            engine.hook(UC_HOOK_BLOCK, hooks[0], self.address)
         top = GIB4 + max(0, memory.size - memory.low)
         for start, end in ((HOLE[0], HOLE[1]), (memory.low, GIB4), (top, PHYSICAL_TOP)):
             user = (U64 * 2)(self.address, start)

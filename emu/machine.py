@@ -167,8 +167,14 @@ class Machine:
     """
 
     def __init__(
-        self, memory: int = 512 << 20, *, rtc_epoch: int = RTC_EPOCH, strict_memory: bool = False
+        self,
+        memory: int = 512 << 20,
+        *,
+        rtc_epoch: int = RTC_EPOCH,
+        strict_memory: bool = False,
+        counted: bool = True,
     ) -> None:
+        """``counted`` False is for benchmarks only: time stands still and nothing interrupts."""
         lib = library()
         self.description = Description(memory, rtc_epoch, strict_memory=strict_memory)
         self.memory = Memory(memory, lib.core)
@@ -198,11 +204,11 @@ class Machine:
             rtc_epoch=rtc_epoch,
             memory=memory,
         )
-        self.cpus.append(self._make_cpu(0))
+        self.cpus.append(self._make_cpu(0, counted))
 
     # ---- wiring ------------------------------------------------------------------------------
 
-    def _make_cpu(self, index: int) -> Cpu:
+    def _make_cpu(self, index: int, counted: bool) -> Cpu:
         p = self.platform
         bus = self.bus
         lapic = p.lapics[index]
@@ -227,7 +233,7 @@ class Machine:
             probe=self._probe,
             user=self._user,
         )
-        cpu = Cpu(library(), self.memory, self._time, wiring, index)
+        cpu = Cpu(library(), self.memory, self._time, wiring, index, counted=counted)
         cpu.set_registers(tlb_flush_at=FLUSH_GRID_TICKS, tlb_flush_grid=FLUSH_GRID_TICKS)
         return cpu
 

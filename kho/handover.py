@@ -27,7 +27,7 @@ from kho.abi import (
     SUBTREE_TEST,
 )
 from kho.errors import KhoError
-from kho.fdt import BLOB_SIZE_MAX, Fdt, header_size
+from kho.fdt import Fdt
 from kho.findings import Findings
 from kho.khotest import KhoTest
 from kho.locate import Location, locate, parse_root, read_root
@@ -283,8 +283,8 @@ class Handover:
         self.metadata = KexecMetadata.unpack(self.blob(subtree, METADATA.size))
 
     def _fdt_blob(self, subtree: Subtree) -> bytes:
-        header_size(self.blob(subtree, 40))
-        return self.blob(subtree, BLOB_SIZE_MAX)
+        """A blob that is an FDT of at most a page, as all of KHO's are."""
+        return self.blob(subtree, PAGE_SIZE)
 
     def _read_memblock(self, subtree: Subtree) -> None:
         self.reserve_mem = memblock.unpack(self._fdt_blob(subtree))

@@ -37,7 +37,7 @@ from kho.preserved import PreservedSet
 from kho.radix import read_tree
 from kho.setup_data import Chain, KhoData, ScratchArea, ScratchList, find_chains, read_chain, read_scratch
 
-CANDIDATES_MAX = 64
+CANDIDATES_MAX = 32
 
 
 @dataclass

@@ -46,6 +46,11 @@ class PreservedSet:
         self._end = self._start + size
         # with overlapping blocks the end of the furthest-reaching block so far is what counts
         self._reach = np.maximum.accumulate(self._end) if len(self._end) else self._end
+        # what all blocks cover together, as pieces that do not touch
+        edges = np.flatnonzero(self._start[1:] > self._reach[:-1])
+        ends = np.append(edges, len(self._start) - 1) if len(self._start) else edges
+        self._cover_end = self._reach[ends]
+        self._cover_start = self._start[np.append(0, edges + 1)] if len(self._start) else self._start
 
     def __len__(self) -> int:
         return len(self.phys)
@@ -97,20 +102,16 @@ class PreservedSet:
         """The first parts of [start, end) that no preserved block has, as (start, end) pairs."""
         found: list[tuple[int, int]] = []
         at = start
-        index = (
-            int(np.searchsorted(self._reach, np.uint64(start), side="right"))
-            if start < 1 << 64
-            else len(self)
-        )
+        # the first piece of covered memory that ends after `start`
+        index = int(self._cover_end.searchsorted(np.uint64(min(start, (1 << 64) - 1)), side="right"))
         while at < end and len(found) < count_max:
-            if index >= len(self._start) or int(self._start[index]) >= end:
-                found.append((at, end))
+            low = int(self._cover_start[index]) if index < len(self._cover_start) else end
+            if low > at:
+                found.append((at, min(low, end)))
+            if index >= len(self._cover_start):
                 break
-            if int(self._start[index]) > at:
-                found.append((at, int(self._start[index])))
-            at = max(at, int(self._reach[index]))
-            # on to the first block that reaches further
-            index = int(np.searchsorted(self._reach, np.uint64(min(at, (1 << 64) - 1)), side="right"))
+            at = max(at, int(self._cover_end[index]))
+            index += 1
         return found
 
     @property
@@ -171,7 +172,7 @@ class PreservedSet:
         return Claimed(preserved, twice)
 
     def claim_page(self, owner: int, phys: int) -> tuple[bool, bool]:
-        """Claim one page that must be preserved as a block of its own: (it is, somebody has claimed it before).
+        """Claim a page that must be preserved as a block of its own: (it is, it was claimed before).
 
         The same as `claim` for one block of order 0, without the cost of arrays.
         """
@@ -204,7 +205,10 @@ class PreservedSet:
 
     def owner_of(self, phys: int, order: int = 0) -> str:
         """Label of who has claimed the block, "" if nobody has."""
-        index = int(self.index(np.array([phys], dtype=np.uint64), order)[0])
+        if order == 0:
+            index = self._page_index(phys)
+        else:
+            index = int(self.index(np.array([phys], dtype=np.uint64), order)[0])
         return self.owners[int(self._owner[index])] if index >= 0 else ""
 
     def unexplained(self) -> tuple[Words, Orders]:

@@ -27,7 +27,9 @@ from kho.abi import (
 from kho.errors import FormatError
 from kho.memory import Reader
 
-HEADS_MAX = 256  # of what a search looks at
+# What a search looks at, at most
+HEADS_MAX = 256
+MAGICS_MAX = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ def find_chains(reader: Reader) -> list[Chain]:
     """
     heads: dict[int, int] = {}
     loose: list[int] = []
+    looked_at = 0
     magic = int.from_bytes(BOOT_PARAMS_MAGIC, "little")
     pattern = np.uint64(KHO_DATA.size << 32 | SETUP_KEXEC_KHO)
     for start, view in reader.scan():
@@ -117,10 +120,11 @@ def find_chains(reader: Reader) -> list[Chain]:
         # boot_params is aligned to 4 at least (a kernel copies it into a variable of its own), so its magic
         # is at an odd multiple of 2
         halves = data.view("<u2")
-        for half in (np.flatnonzero(halves[1::2] == magic & 0xFFFF) * 2 + 1).tolist():
+        hit = (halves[1:-1:2] == magic & 0xFFFF) & (halves[2::2] == magic >> 16)
+        hits = np.flatnonzero(hit)[: max(0, MAGICS_MAX - looked_at)]
+        looked_at += len(hits)
+        for half in (hits * 2 + 1).tolist():
             base = half * 2 - BOOT_PARAMS_HEADER
-            if half + 1 >= len(halves) or halves[half + 1] != magic >> 16 or base + start < 0:
-                continue
             if len(heads) >= HEADS_MAX or not reader.contains(start + base + BOOT_PARAMS_SETUP_DATA, 8):
                 continue
             head = int.from_bytes(reader.bytes(start + base + BOOT_PARAMS_SETUP_DATA, 8), "little")

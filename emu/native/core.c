@@ -455,7 +455,7 @@ EXPORT void *core_hook(int which) {
 EXPORT int core_probes(struct core *c, const u64 *sorted, u64 count) {
     if (count > sizeof c->probe_set / sizeof *c->probe_set) return -1;
     memcpy(c->probe_set, sorted, count * sizeof *sorted);
-    c->probe_count = c->probes = count;
+    c->probe_count = count;
     real.tb_flush(c->cpu); /* blocks must begin at probed instructions */
     forget_blocks(c);
     forget_code(c);
@@ -525,6 +525,7 @@ EXPORT int core_run(struct core *c, u64 end) {
             return (int)(c->stop = STOP_ENGINE);
         }
         if (c->stop) return (int)c->stop;
+        if (c->uncounted && c->stop_request) return (int)(c->stop = STOP_REQUEST);
         if (!CPU_AT(c, u32, CPU_HALTED)) return (int)(c->stop = STOP_TRIPLE);
         c->halted = 1;
         if (c->stop_request) return (int)(c->stop = STOP_REQUEST);

@@ -192,7 +192,7 @@ struct core {
     u64 flush_at;   /* next tick of the TLB flush grid */
     u64 flush_grid; /* ticks between flushes */
     u64 strict;     /* stop at an access to nothing (set by Python through stop_request) */
-    u64 probes;     /* any address probed: see probe_add */
+    u64 uncounted;  /* no block callback (benchmarks): time stands still, nothing interrupts */
     u64 exceptions, interrupts, syscalls, io_reads, io_writes, mmio_reads, mmio_writes;
     u64 translations, splits, tlb_walks, tlb_refills, tlb_flushes, code_writes, jit_flushes;
     u64 exceptions_by_vector[32];

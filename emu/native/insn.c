@@ -103,6 +103,7 @@ static void check_io(struct core *c, u32 port, void (*check)(void *, u32), uintp
         c->io_writes++;                                                                            \
         c->cb.io_write(port & 0xffff, size, value & (mask), now_at_host(c, ra));                   \
         relimit(c);                                                                                \
+        if (unlikely(c->uncounted) && c->stop_request) real.uc_emu_stop(c->uc);                                                                                \
     }
 IN(helper_inb, helper_check_iob, 1)
 IN(helper_inw, helper_check_iow, 2)

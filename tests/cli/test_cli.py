@@ -1,0 +1,292 @@
+"""The command line as a user meets it: in a process of its own, with pipes and terminals around it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.guests import endless_loop
+from tests.luo.images import RECORDED
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+IMAGE = RECORDED / "c1-1x4k" / "second-kernel-kho_populate.pruned.raw.zst"
+COMMANDS = ("run", "inspect", "check", "selftest")
+
+
+@dataclass(frozen=True)
+class Done:
+    status: int
+    out: str
+    err: str
+
+
+def environment(**changes: str) -> dict[str, str]:
+    keep = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "TERM", "COLUMNS")}
+    return keep | {"TERM": "xterm"} | changes
+
+
+def luemu(*words: str | Path, **changes: str) -> Done:
+    done = subprocess.run(
+        [sys.executable, "-m", "emu", *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        cwd=ROOT,
+        env=environment(**changes),
+        timeout=120,
+    )
+    return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+# --- help ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command(command: str) -> None:
+    done = luemu(command, "--help")
+    assert done.status == 0 and done.err == ""
+    assert done.out.startswith(f"usage: luemu {command} ")
+    assert "example" in done.out and f"  luemu {command} " in done.out
+    assert "--json" in done.out
+
+
+def test_help_names_all_commands() -> None:
+    done = luemu("--help")
+    assert done.status == 0 and all(f"luemu {command} " in done.out for command in COMMANDS)
+
+
+def test_version() -> None:
+    done = luemu("--version")
+    assert done.status == 0 and done.err == ""
+    assert done.out.startswith("luemu ") and done.out.count("\n") == 1
+
+
+def test_no_command() -> None:
+    done = luemu()
+    assert done.status == 2 and "usage: luemu" in done.out + done.err
+
+
+# --- bad usage -------------------------------------------------------------------------------------
+
+
+BAD_USAGE: list[list[str]] = [
+    ["nosuch"],
+    ["run"],
+    ["run", "--nosuch"],
+    ["run", "--old", "k", "--memory", "banana"],
+    ["run", "--old", "k", "--memory", "-1"],
+    ["run", "--old", "k", "--updates", "1.5"],
+    ["run", "--old", "k", "--updates", "0", "--after", "true"],
+    ["run", "--old", "k", "--file", "nocolon"],
+    ["run", "--old", "k", "--file", "a:relative"],
+    ["run", "--old", "k", "--save", "P9"],
+    ["run", "--old", "k", "--save", "P99=file"],
+    ["run", "--old", "k", "--dump", "Q=file"],
+    ["run", "--old", "k", "--before", "'unfinished"],
+    ["run", "--old", "k", "--before", ""],
+    ["run", "--old", "k", "--max-instructions", "many"],
+    ["inspect"],
+    ["inspect", "--fdt", "zz", "image"],
+    ["inspect", "--scratch", "1", "image"],
+    ["check", "--moment", "X", "image"],
+    ["selftest", "--memory", "12Q"],
+    ["selftest", "--max-instructions", ""],
+    ["selftest", "--memory", "1000"],
+]
+
+
+@pytest.mark.parametrize("words", BAD_USAGE, ids=" ".join)
+def test_bad_usage_is_one_line(words: list[str]) -> None:
+    done = luemu(*words)
+    assert (done.status, done.out) == (2, ""), done
+    assert done.err.startswith("luemu") and done.err.count("\n") == 1
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("words", BAD_USAGE[1:], ids=" ".join)
+def test_bad_usage_as_json(words: list[str]) -> None:
+    done = luemu(*words, "--json")
+    assert (done.status, done.err) == (2, ""), done
+    document = json.loads(done.out)
+    assert document["ok"] is False and document.keys() == {"ok", "error"}
+    assert document["error"].keys() == {"kind", "message", "where"}
+    assert document["error"]["kind"] and document["error"]["message"]
+
+
+# --- bad input -------------------------------------------------------------------------------------
+
+
+def bad_files(tmp_path: Path) -> dict[str, Path]:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "text").write_bytes(b"this is no kernel and no dump\n" * 100)
+    return {"missing": tmp_path / "missing", "folder": tmp_path / "folder", "text": tmp_path / "text"}
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "text"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "--old", "{}"],
+        ["run", "--old", "{loop}", "--new", "{}"],
+        ["run", "--old", "{loop}", "--symbols", "{}"],
+        ["run", "--old", "{loop}", "--initramfs", "{}"],
+        ["run", "--old", "{loop}", "--file", "{}:/bin/x"],
+        ["run", "--old", "{loop}", "--replay-input", "{}", "--interactive"],
+        ["inspect", "{}"],
+        ["check", "{}"],
+        ["selftest", "--elf", "{}"],
+    ],
+    ids=lambda words: " ".join(words),
+)
+def test_unreadable_files(words: list[str], kind: str, tmp_path: Path) -> None:
+    path = bad_files(tmp_path)[kind]
+    if kind == "text" and ("--new" in words or "--file" in words):
+        pytest.skip("any file will do")
+    loop = endless_loop(tmp_path / "loop.elf")
+    filled = [w.replace("{}", str(path)).replace("{loop}", str(loop)) for w in words]
+    done = luemu(*filled, "--json")
+    assert done.status == 2, done
+    document = json.loads(done.out)
+    assert document["ok"] is False and document["error"]["message"]
+    if kind != "text":
+        assert str(path) in document["error"]["where"] + document["error"]["message"]
+    plain = luemu(*filled)
+    assert plain.status == 2 and plain.out == "" and plain.err.count("\n") == 1, plain
+
+
+def test_files_that_cannot_be_written(tmp_path: Path) -> None:
+    loop = endless_loop(tmp_path / "loop.elf")
+    nowhere = tmp_path / "nosuch" / "file"
+    words = ["run", "--old", str(loop), "--updates", "0", "--max-instructions", "100K", "--json"]
+    for option in (["--trace", str(nowhere)], ["--save", f"1000={nowhere}"], ["--dump", f"1000={nowhere}"]):
+        done = luemu(*words, *option)
+        assert done.status == 2, (option, done)
+        assert json.loads(done.out)["error"]["where"].startswith(str(nowhere))
+
+
+# --- numbers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1000", 1000), ("0x1f4", 500), ("2K", 2048), ("0x1k", 1024), ("1M", 1 << 20)]
+)
+def test_numbers(text: str, value: int, tmp_path: Path) -> None:
+    loop = endless_loop(tmp_path / "loop.elf")
+    done = luemu("selftest", "--elf", loop, "--memory", "0x40M", "--max-instructions", text, "--json")
+    document = json.loads(done.out)
+    assert (done.status, document["ok"], document["end"]["kind"]) == (1, False, "budget")
+    assert document["instructions"] == value
+
+
+def test_a_guest_that_loops_for_ever(tmp_path: Path) -> None:
+    """The limit is a failure that names phase and address."""
+    loop = endless_loop(tmp_path / "loop.elf")
+    words = ["run", "--old", str(loop), "--updates", "0", "--max-instructions", "1M", "--memory", "64M"]
+    document: dict[str, Any] = json.loads(luemu(*words, "--json").out)
+    assert document["ok"] is False
+    assert (document["end"]["kind"], document["end"]["instructions"]) == ("budget", 1 << 20)
+    assert document["end"]["rip"] == 0x100000
+    done = luemu(*words)
+    assert done.status == 1 and "not ok: the run ended by budget in phase cold-boot" in done.out
+    assert "0x100000" in done.out and "jmp" in done.out
+
+
+# --- pipes and terminals ---------------------------------------------------------------------------
+
+
+def on_terminal(*words: str | Path, **changes: str) -> tuple[int, str]:
+    """Run with stdout on a terminal: (status, what it showed)."""
+    mine, its = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "emu", *words],
+        stdin=subprocess.DEVNULL,
+        stdout=its,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        env=environment(**changes),
+    )
+    os.close(its)
+    shown = b""
+    with contextlib.suppress(OSError):  # EIO: the other side is closed
+        while data := os.read(mine, 65536):
+            shown += data
+    os.close(mine)
+    _, err = process.communicate(timeout=60)
+    assert err == b""
+    return process.returncode, shown.decode()
+
+
+def test_colour_on_a_terminal_only() -> None:
+    status, shown = on_terminal("check", IMAGE)
+    assert status == 0 and "\033[32m" in shown
+    assert "\033" not in luemu("check", IMAGE).out
+    assert "\033" not in on_terminal("check", IMAGE, NO_COLOR="1")[1]
+    assert "\033" not in on_terminal("check", IMAGE, TERM="dumb")[1]
+    assert "\033" not in on_terminal("check", IMAGE, "--json")[1]
+
+
+def test_no_progress_in_a_pipe(tmp_path: Path) -> None:
+    loop = endless_loop(tmp_path / "loop.elf")
+    done = luemu("run", "--old", loop, "--updates", "0", "--max-instructions", "300M", "--memory", "64M")
+    assert done.err == "" and "\r" not in done.out and "\033" not in done.out
+
+
+@pytest.mark.parametrize("words", [["inspect", "--json"], ["inspect"], ["check"]], ids=" ".join)
+def test_the_reader_goes_away(words: list[str]) -> None:
+    """Like `luemu inspect FILE | head -1`: no complaint."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "emu", *words, IMAGE],
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            check=False,
+            cwd=ROOT,
+            env=environment(),
+        )
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_output_that_cannot_be_written() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "emu", "inspect", IMAGE],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+            cwd=ROOT,
+            env=environment(),
+        )
+    assert done.returncode != 0 and b"No space left on device" in done.stderr
+
+
+def test_interrupted(tmp_path: Path) -> None:
+    """Ctrl-C ends an endless run quickly, with one line."""
+    loop = endless_loop(tmp_path / "loop.elf")
+    trace = tmp_path / "trace"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "emu", "run", "--old", loop, "--updates", "0", "--trace", trace],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        env=environment(),
+    )
+    while not trace.exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (1, b"", b"luemu: interrupted\n")
