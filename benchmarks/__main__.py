@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--json] [NAME ...]`: counting, snapshots, linux. Ratios are of one run on one machine."""
+"""`python -m benchmarks [--json] [NAME ...]`. What counts are the ratios, each of one run on one machine."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def _linux() -> dict[str, float]:
 
 
 BENCHMARKS: dict[str, tuple[Callable[[], dict[str, float]], str]] = {
-    "counting": (counting.run, "exact counting, as a multiple of the same engine without it (bars: median 1.3, worst 3.5)"),
-    "snapshots": (snapshots.run, "snapshot and restore with 100 dirty pages (bars: 500 us, 300 us, ratios 1.5)"),
-    "linux": (_linux, "kexec to the second user space, against QEMU (bars: 1.2 x TCG, 0.5 x icount)"),
-}  # fmt: skip
+    "counting": (counting.run, "exact counting as a multiple of none (bars: median 1.3, worst 3.5)"),
+    "snapshots": (snapshots.run, "with 100 dirty pages (bars: 500 us, 300 us, ratios 1.5)"),
+    "linux": (_linux, "kexec to the second user space (bars: 1.2 x QEMU TCG, 0.5 x icount)"),
+}
 
 
 def main() -> int:

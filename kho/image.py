@@ -11,7 +11,9 @@ Other formats (saved machines) join through `OPENERS`; this file does not know t
 
 from __future__ import annotations
 
+import errno
 import mmap
+import os
 import stat
 import struct
 from collections.abc import Callable, Iterable, Sequence
@@ -38,10 +40,13 @@ ELF_HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
 ELF_PROGRAM: Final = struct.Struct("<IIQQQQQQ")
 ELF_PROGRAMS_MAX: Final = 65536
 ET_CORE: Final = 4
+# QEMU calls the machine by the mode its processor is in
+EM_386: Final = 3
 EM_X86_64: Final = 62
 PT_LOAD: Final = 1
 PN_XNUM: Final = 0xFFFF
 BLOB_FILE_MAX: Final = 1 << 20
+EXTENTS_MAX: Final = 1 << 20
 MAP_NORESERVE: Final = getattr(mmap, "MAP_NORESERVE", 0x4000)  # not in Python 3.11's mmap
 
 OPENERS: list[Callable[[Path], PhysicalMemory | None]] = []
@@ -100,9 +105,8 @@ def open_image(path: Path | str) -> Image:
         memory = opener(path)
         if memory is not None:
             return Image(path, "other", memory=memory)
-    data = _map_file(path)
+    data, extents = _map_file(path)
     prefix = ""
-    extents: list[tuple[int, int]] | None = None
     if data[:4].tobytes() == ZSTD_MAGIC or _is_skippable(data):
         prefix = "zstd:"
         data, extents = _unpack(data, path)
@@ -120,7 +124,8 @@ def open_image(path: Path | str) -> Image:
     return Image(path, prefix + "raw", memory=MappedMemory([(0, data)], extents))
 
 
-def _map_file(path: Path) -> Bytes:
+def _map_file(path: Path) -> tuple[Bytes, list[tuple[int, int]] | None]:
+    """The file as an array, and the (start, end) pairs that are not holes of a sparse file."""
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -133,10 +138,26 @@ def _map_file(path: Path) -> Bytes:
             raise ImageError(f"the file has more than {IMAGE_SIZE_MAX} bytes", str(path))
         with path.open("rb") as file:
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            extents = _data_extents(file.fileno(), status.st_size)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
         raise ImageError(reason or str(error), str(path)) from error
-    return np.frombuffer(mapping, dtype=np.uint8)
+    return np.frombuffer(mapping, dtype=np.uint8), extents
+
+
+def _data_extents(descriptor: int, size: int) -> list[tuple[int, int]] | None:
+    """Where a file has data; None when the file system cannot tell or there are too many pieces."""
+    extents: list[tuple[int, int]] = []
+    at = 0
+    try:
+        while at < size and len(extents) < EXTENTS_MAX:
+            start = os.lseek(descriptor, at, os.SEEK_DATA)
+            at = os.lseek(descriptor, start, os.SEEK_HOLE)
+            extents.append((start, at))
+    except OSError as error:
+        # ENXIO: nothing but a hole up to the end
+        return extents if error.errno == errno.ENXIO else None
+    return extents if at >= size else None
 
 
 # --- zstd ---------------------------------------------------------------------------------------------------
@@ -252,7 +273,7 @@ def _elf_core(data: Bytes, extents: list[tuple[int, int]] | None, path: Path) ->
         raise ImageError("the ELF file is not 64-bit little-endian", where)
     if kind != ET_CORE:
         raise ImageError("the ELF file is not a core: it is a program, not memory", where)
-    if machine != EM_X86_64:
+    if machine not in (EM_386, EM_X86_64):
         raise ImageError(f"the ELF core is of machine {machine}, not x86-64", where)
     if program_count == PN_XNUM:  # the real count is in sh_info of the first section header
         section = data[section_offset : section_offset + 64].tobytes()

@@ -8,6 +8,7 @@ All queries take and return numpy arrays and cost O(log n) a block.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,20 +38,41 @@ class PreservedSet:
     order: Orders
     owners: list[str] = field(default_factory=lambda: [""])
 
-    def __post_init__(self) -> None:
-        self.keys = encode_keys(self.phys, self.order)
-        self._owner = np.zeros(len(self.phys), dtype=np.int32)
-        self._by_phys = np.argsort(self.phys, kind="stable")
-        self._start = self.phys[self._by_phys]
-        size = np.uint64(PAGE_SIZE) << self.order[self._by_phys].astype(np.uint64)
-        self._end = self._start + size
-        # with overlapping blocks the end of the furthest-reaching block so far is what counts
-        self._reach = np.maximum.accumulate(self._end) if len(self._end) else self._end
-        # what all blocks cover together, as pieces that do not touch
+    # Each of these costs as much as reading the tree, so none is made before somebody asks.
+
+    @cached_property
+    def keys(self) -> Words:
+        """The key of each block, ascending."""
+        return encode_keys(self.phys, self.order)
+
+    @cached_property
+    def _owner(self) -> NDArray[np.int32]:
+        return np.zeros(len(self.phys), dtype=np.int32)
+
+    @cached_property
+    def _by_phys(self) -> NDArray[np.int64]:
+        return np.argsort(self.phys, kind="stable").astype(np.int64, copy=False)
+
+    @cached_property
+    def _start(self) -> Words:
+        return self.phys[self._by_phys]
+
+    @cached_property
+    def _end(self) -> Words:
+        return self._start + (np.uint64(PAGE_SIZE) << self.order[self._by_phys].astype(np.uint64))
+
+    @cached_property
+    def _reach(self) -> Words:
+        """With overlapping blocks, the end of the furthest-reaching block so far is what counts."""
+        return np.maximum.accumulate(self._end) if len(self._end) else self._end
+
+    @cached_property
+    def _cover(self) -> tuple[Words, Words]:
+        """What all blocks cover together, as (start, end) of pieces that do not touch."""
+        if not len(self._start):
+            return self._start, self._end
         edges = np.flatnonzero(self._start[1:] > self._reach[:-1])
-        ends = np.append(edges, len(self._start) - 1) if len(self._start) else edges
-        self._cover_end = self._reach[ends]
-        self._cover_start = self._start[np.append(0, edges + 1)] if len(self._start) else self._start
+        return self._start[np.append(0, edges + 1)], self._reach[np.append(edges, len(self._start) - 1)]
 
     def __len__(self) -> int:
         return len(self.phys)
@@ -58,12 +80,11 @@ class PreservedSet:
     @property
     def bytes(self) -> int:
         """Bytes of all blocks (those that overlap count twice)."""
-        return int((self._end - self._start).sum())
+        return sum(count * PAGE_SIZE << order for order, count in self.count_by_order().items())
 
     def count_by_order(self) -> dict[int, int]:
         """How many blocks there are of each order."""
-        orders, counts = np.unique(self.order, return_counts=True)
-        return dict(zip(orders.tolist(), counts.tolist(), strict=True))
+        return {order: count for order, count in enumerate(np.bincount(self.order).tolist()) if count}
 
     def index(self, phys: Words, order: Orders | int) -> NDArray[np.int64]:
         """Position of each block (phys, order), -1 where it is not preserved exactly like that."""
@@ -103,14 +124,15 @@ class PreservedSet:
         found: list[tuple[int, int]] = []
         at = start
         # the first piece of covered memory that ends after `start`
-        index = int(self._cover_end.searchsorted(np.uint64(min(start, (1 << 64) - 1)), side="right"))
+        starts, ends = self._cover
+        index = int(ends.searchsorted(np.uint64(min(start, (1 << 64) - 1)), side="right"))
         while at < end and len(found) < count_max:
-            low = int(self._cover_start[index]) if index < len(self._cover_start) else end
+            low = int(starts[index]) if index < len(starts) else end
             if low > at:
                 found.append((at, min(low, end)))
-            if index >= len(self._cover_start):
+            if index >= len(starts):
                 break
-            at = max(at, int(self._cover_end[index]))
+            at = max(at, int(ends[index]))
             index += 1
         return found
 

@@ -3,6 +3,6 @@
 `Luo.read(handover)` decodes what LUO put into a `kho.Handover`. Nothing here knows of the machine.
 """
 
-from luo.state import Luo
+from luo.state import Luo, payload_bytes
 
-__all__ = ["Luo"]
+__all__ = ["Luo", "payload_bytes"]

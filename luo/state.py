@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from kho.abi import PAGE_SIZE
 from kho.block import BlockChain
 from kho.handover import Handover
 from luo.abi import LUO_COMPATIBLE, LUO_SER, LUO_SUBTREE
@@ -64,6 +67,23 @@ class Luo:
     def understood(self) -> bool:
         """Whether the state has a version that is decoded."""
         return self.compatible == LUO_COMPATIBLE
+
+
+def payload_bytes(handover: Handover) -> int:
+    """Bytes preserved for their contents: folios of memfds and of kho_test, and reserve_mem regions.
+
+    What is preserved beyond that is the price of preserving: records, arrays, blocks, blobs.
+    """
+    total = sum(region.size for region in handover.reserve_mem)
+    if handover.kho_test is not None and handover.kho_test.complete:
+        total += handover.kho_test.bytes
+    luo = Luo.read(handover)
+    for session in luo.sessions if luo else []:
+        for file in session.files:
+            if file.memfd is not None:
+                known = file.memfd.folio_order >= 0
+                total += int((np.int64(PAGE_SIZE) << file.memfd.folio_order[known]).sum())
+    return total
 
 
 def pack_state(number: int, sessions_phys: int, flbs_phys: int, compatible: str = LUO_COMPATIBLE) -> bytes:

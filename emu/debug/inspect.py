@@ -35,7 +35,7 @@ from kho.handover import Handover
 from kho.image import Image, MappedMemory, open_image
 from kho.memory import Reader
 from kho.setup_data import ScratchArea, ScratchList
-from luo import Luo
+from luo import Luo, payload_bytes
 from luo.abi import SEAL_NAMES
 from luo.check import check
 from luo.sessions import File, Session
@@ -256,6 +256,7 @@ def describe(
     """The document of ``inspect --json``. `summary` leaves long lists and digests out."""
     luo = Luo.read(handover)
     preserved = handover.preserved
+    payload = payload_bytes(handover)
     unexplained_phys, unexplained_order = handover.unexplained()
     location = handover.location
     metadata = handover.metadata
@@ -279,6 +280,8 @@ def describe(
         "blocks": len(preserved),
         "pages": preserved.bytes // PAGE_SIZE,
         "bytes": preserved.bytes,
+        "payload_bytes": payload,
+        "metadata_bytes": preserved.bytes - payload,
         "by_order": {str(order): count for order, count in preserved.count_by_order().items()},
         "unexplained_blocks": len(unexplained_phys),
     }

@@ -11,7 +11,7 @@ from typing import Any
 import kernels
 from emu.boot import Boot
 from emu.debug import guest
-from emu.debug.output import Paint, clean, fail, parse_number, print_json
+from emu.debug.output import Paint, UsageError, clean, fail, parse_number, print_json
 from emu.debug.symbols import Symbols
 from emu.errors import ConfigError, ImageError
 from emu.machine import Machine, StopKind
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
             crashed = stop.kind is not StopKind.POWER_OFF
             epitaph = guest.epitaph(m, symbols) if crashed else ""
             state_hash = m.state_hash()
-    except (ConfigError, ImageError) as e:
+    except (UsageError, ConfigError, ImageError) as e:
         return fail(e, args.json)
     summary = _SUMMARY.search(console)
     ok = not crashed and summary is not None and summary[2] == b"0"

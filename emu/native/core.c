@@ -383,6 +383,7 @@ static u64 on_mmio_read(void *uc, u64 offset, unsigned size, void *user) {
     u64 now = mmio_now(c);
     c->mmio_reads++;
     u64 value = c->cb.mmio_read(base + offset, size, now);
+    CPU_AT(c, uintptr_t, CPU_MEM_IO_PC) = 0; /* page walks access memory without setting it */
     relimit(c);
     return value;
 }
@@ -393,6 +394,7 @@ static void on_mmio_write(void *uc, u64 offset, unsigned size, u64 value, void *
     u64 now = mmio_now(c);
     c->mmio_writes++;
     c->cb.mmio_write(base + offset, size, value, now);
+    CPU_AT(c, uintptr_t, CPU_MEM_IO_PC) = 0;
     relimit(c);
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import struct
+import subprocess
 import time
 from pathlib import Path
 
@@ -15,11 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kho.image
-from kho.errors import ImageError, KhoError, OutOfRange
+from kho.errors import ImageError, KhoError, NotFound, OutOfRange
 from kho.handover import Handover
 from kho.image import ELF_HEADER, ELF_PROGRAM, MappedMemory, open_image
 from kho.memory import Buffer, Bytes, Reader, merge, runs
 from tests.luo.images import RECORDED, build
+from tests.oracles import require
 
 PAGE = 4096
 
@@ -71,6 +73,9 @@ def test_raw_sparse_file_of_a_terabyte(tmp_path: Path) -> None:
         file.write(b"here")
     memory = open_image(path).memory
     assert memory is not None and memory.read(1 << 39, 5).tobytes() == b"here\0"
+    assert isinstance(memory, MappedMemory) and memory.extents is not None
+    with pytest.raises(NotFound):  # holes are not searched
+        Handover.read(memory)
 
 
 @pytest.mark.parametrize("with_size", [True, False])
@@ -371,3 +376,20 @@ def test_buffer() -> None:
         buffer.read(0x4FFF, 2)
     with pytest.raises(OutOfRange):
         buffer.write(0x5FFF, b"ab")
+
+
+def test_elf_core_of_qemu(tmp_path: Path) -> None:
+    """dump-guest-memory of a machine at reset, which has no handover but its firmware in place."""
+    program = require("qemu-system-x86_64")
+    path = tmp_path / "core"
+    command = [str(program), "-machine", "q35", "-m", "64", "-display", "none", "-serial", "none", "-S"]
+    command += ["-nodefaults", "-monitor", "stdio"]
+    monitor = f"dump-guest-memory {path}\nquit\n"
+    subprocess.run(command, input=monitor.encode(), capture_output=True, check=True, timeout=120)
+    image = open_image(path)
+    assert image.format == "elf-core" and image.memory is not None
+    reader = Reader(image.memory)
+    assert reader.contains(0, 0xA0000) and reader.contains(1 << 20, 63 << 20)
+    assert any(reader.bytes(0xFFFFFFF0, 16)), "the reset vector"
+    with pytest.raises(NotFound):
+        Handover.read(image.memory)

@@ -81,7 +81,7 @@ def address_of(linux: LinuxBuild, function: str) -> int:
 
 
 def dump_at(linux: LinuxBuild, plan: Plan, cmdline: str, function: str, image: Path, tmp: Path) -> None:
-    """Run a plan until the kernel enters a function; write the memory to `image`: ELF or, by its suffix, raw."""
+    """Run a plan until the kernel enters a function; write memory to `image`, ELF or by suffix raw."""
     initramfs = tmp / "initramfs"
     initramfs.write_bytes(qemu.initramfs(linux, plan).build())
     gdb, qmp = tmp / "gdb", tmp / "qmp"

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,9 +72,8 @@ def shape_errors(value: Any, shape: Any, where: str = "$") -> list[str]:
         if not isinstance(value, dict):
             return [f"{where} is no object"]
         missing = [f"{where}.{name} is missing" for name in shape if name not in value]
-        return missing + [
-            e for name in shape if name in value for e in shape_errors(value[name], shape[name], f"{where}.{name}")
-        ]
+        there = [name for name in shape if name in value]
+        return missing + [e for n in there for e in shape_errors(value[n], shape[n], f"{where}.{n}")]
     if isinstance(shape, list):
         if not isinstance(value, list):
             return [f"{where} is no list"]

@@ -19,12 +19,14 @@ from tests.oracles import require
 
 pytestmark = pytest.mark.linux
 
+End = tuple[str, int, int]
+"""State hash, instructions and ticks at the end."""
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture(scope="session")
-def straight(linux: LinuxBuild) -> tuple[str, int, int]:
-    """State hash, instructions and ticks at the end of the small update."""
+def straight(linux: LinuxBuild) -> End:
+    """How the small update ends."""
     result = updates.run(linux)
     assert result.ok, result.reasons
     return result.state_hash, result.stop.instructions, result.stop.ticks
@@ -44,7 +46,7 @@ def small(linux: LinuxBuild) -> list[str | Path]:
     return [*words, "--file", f"{linux.lu}:/bin/lu", "--before", f"lu s1 {SPEC}", "--after", f"lu s2 {SPEC}"]
 
 
-def test_another_process_comes_to_the_same_state(linux: LinuxBuild, straight: tuple[str, int, int]) -> None:
+def test_another_process_comes_to_the_same_state(linux: LinuxBuild, straight: End) -> None:
     """Observed with everything that observes: trace, consoles."""
     with_everything = luemu(*small(linux), "--json", "-v", "--trace", "/dev/null")
     document = json.loads(with_everything[1])
@@ -54,7 +56,7 @@ def test_another_process_comes_to_the_same_state(linux: LinuxBuild, straight: tu
     assert b"Linux version 7.2.13" in with_everything[2]  # -v shows the console, on stderr beside --json
 
 
-def test_the_trace(linux: LinuxBuild, tmp_path: Path, straight: tuple[str, int, int]) -> None:
+def test_the_trace(linux: LinuxBuild, tmp_path: Path, straight: End) -> None:
     trace = tmp_path / "trace"
     status, out, _ = luemu(*small(linux), "--json", "--trace", trace)
     assert status == 0
@@ -73,14 +75,14 @@ def test_the_trace(linux: LinuxBuild, tmp_path: Path, straight: tuple[str, int, 
 
 
 @pytest.mark.parametrize(("seed", "at_most"), [(1, 20_000_000), (2, 90_000_000)])
-def test_random_slices(linux: LinuxBuild, straight: tuple[str, int, int], seed: int, at_most: int) -> None:
+def test_random_slices(linux: LinuxBuild, straight: End, seed: int, at_most: int) -> None:
     with updates.update(linux) as u:
         result = updates.run_sliced(u, seed, at_most)
     assert result.ok, result.reasons
     assert (result.state_hash, result.stop.instructions, result.stop.ticks) == straight
 
 
-def test_snapshots_on_the_way_change_nothing(linux: LinuxBuild, straight: tuple[str, int, int]) -> None:
+def test_snapshots_on_the_way_change_nothing(linux: LinuxBuild, straight: End) -> None:
     """Taken, left behind and gone back to, twice."""
     with updates.update(linux) as u:
         u.machine.run(600_000_000)
@@ -102,7 +104,7 @@ def test_snapshots_on_the_way_change_nothing(linux: LinuxBuild, straight: tuple[
         assert hashes == [straight, straight]
 
 
-def test_a_raw_run_reaches_the_same_state(linux: LinuxBuild, tmp_path: Path, straight: tuple[str, int, int]) -> None:
+def test_a_raw_run_reaches_the_same_state(linux: LinuxBuild, tmp_path: Path, straight: End) -> None:
     """Given only the bytes of the bzImage: no symbols, no probes."""
     alone = tmp_path / "kernel"
     alone.write_bytes(linux.bzimage.read_bytes())
@@ -129,7 +131,7 @@ HALVES = [PHASES[::2], PHASES[1::2]]
 
 @pytest.mark.parametrize("whens", HALVES, ids=["even", "odd"])
 def test_saved_machines_go_on_in_another_process(
-    linux: LinuxBuild, tmp_path: Path, straight: tuple[str, int, int], whens: list[str]
+    linux: LinuxBuild, tmp_path: Path, straight: End, whens: list[str]
 ) -> None:
     """At each phase and moment, and once in the middle of nowhere."""
     at: list[tuple[str, str, Path]] = [("save", when, tmp_path / f"{when}.luemu") for when in whens]
@@ -148,15 +150,16 @@ def test_saved_machines_go_on_in_another_process(
     assert len(ended) == len(files)
 
 
-def test_dumps_change_nothing(linux: LinuxBuild, tmp_path: Path, straight: tuple[str, int, int]) -> None:
-    at = [("dump", "P9", tmp_path / "a.raw"), ("dump", "K", tmp_path / "b.raw.zst"), ("dump", "P18", tmp_path / "c.elf")]
+def test_dumps_change_nothing(linux: LinuxBuild, tmp_path: Path, straight: End) -> None:
+    files = {"P9": "a.raw", "K": "b.raw.zst", "P18": "c.elf"}
+    at = [("dump", when, tmp_path / file) for when, file in files.items()]
     result = updates.run(linux, at=at)
     assert result.ok and all(path.stat().st_size for _, _, path in at)
     assert (result.state_hash, result.stop.instructions, result.stop.ticks) == straight
 
 
 def test_nothing_but_devices_writes_between_the_jump_and_the_new_kernel(
-    linux: LinuxBuild, straight: tuple[str, int, int]
+    linux: LinuxBuild, straight: End
 ) -> None:
     writes: list[tuple[int, int, str]] = []
     seen: dict[str, int] = {}
@@ -202,7 +205,8 @@ TYPED = b"echo sum $((6*7))\nread x; echo got $x\nhello\nexit 3\n"
 
 def test_replayed_input_is_the_same_run(linux: LinuxBuild, tmp_path: Path) -> None:
     log = tmp_path / "input"
-    lines = [[700_000_000 + 30_000_000 * i, line.hex()] for i, line in enumerate(TYPED.splitlines(keepends=True))]
+    pieces = TYPED.splitlines(keepends=True)
+    lines = [(700_000_000 + 30_000_000 * i, piece.hex()) for i, piece in enumerate(pieces)]
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     runs = []
     for _ in range(2):
@@ -213,7 +217,7 @@ def test_replayed_input_is_the_same_run(linux: LinuxBuild, tmp_path: Path) -> No
         assert (status, shell["when"], shell["status"]) == (1, "interactive", 3)
         runs.append((document["state_hash"], document["end"]))
     assert runs[0] == runs[1]
-    later = [[tick + 1, data] for tick, data in lines]
+    later = [(tick + 1, data) for tick, data in lines]
     log.write_text("".join(json.dumps(line) + "\n" for line in later))
     _, out, _ = luemu(*interactive(linux), "--replay-input", log)
     assert json.loads(out)["state_hash"] != runs[0][0], "input one tick later is another run"

@@ -1,4 +1,4 @@
-"""The handover of a live machine: what the recordings have, whatever the file format, by our machine and by QEMU."""
+"""The handover of a live machine: as recorded, whatever the file format, by our machine and by QEMU."""
 
 from __future__ import annotations
 
@@ -57,7 +57,11 @@ def structure(handover: Handover) -> JsonObject:
     return {"fdt": nodes, "size": handover.fdt_size, "blobs": {s.name: s.size for s in handover.subtrees}}
 
 
-def decode(memory: Any, scratch: ScratchList | None, moment: str) -> tuple[JsonObject, JsonObject, JsonObject]:
+Decoded = tuple[JsonObject, JsonObject, JsonObject]
+"""The document of inspect, the structure, the report of check."""
+
+
+def decode(memory: Any, scratch: ScratchList | None, moment: str) -> Decoded:
     handover = Handover.read(memory, scratch=scratch)
     report = check(handover, moment)
     return describe(handover, report), structure(handover), report.to_dict()
@@ -194,7 +198,8 @@ def test_the_formats_agree_byte_for_byte(live: Live) -> None:
             other = open_image(live.files[moment, suffix]).memory
             assert other is not None
             for start in range(1 << 20, 128 << 20, 1 << 20):
-                assert raw.read(start, 1 << 20).tobytes() == other.read(start, 1 << 20).tobytes(), (moment, suffix)
+                same = raw.read(start, 1 << 20).tobytes() == other.read(start, 1 << 20).tobytes()
+                assert same, (moment, suffix, hex(start))
 
 
 # --- QEMU's own formats ----------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Updates of the reference Linux for tests: the small one that most use, ways to run and to tamper with it."""
+"""Updates of the reference Linux for tests: the small one that most use, and ways to tamper with it."""
 
 from __future__ import annotations
 

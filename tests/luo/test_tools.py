@@ -122,6 +122,8 @@ def test_summary_leaves_long_lists_out(run: Run) -> None:
     document = json.loads(short)
     assert "preserved" not in document and "sessions" not in document["luo"]
     assert document["preserved_summary"]["blocks"] == 300
+    assert document["preserved_summary"]["payload_bytes"] == 4096 * (1 + 3 + 16 + 2 + 256)
+    assert document["preserved_summary"]["metadata_bytes"] == 4096 * (300 - 278)
     assert (document["luo"]["session_count"], document["luo"]["file_count"]) == (3, 5)
     _, full, _ = run("inspect", path)
     _, short, _ = run("inspect", "--summary", path)
