@@ -15,8 +15,9 @@ from emu.boot import Boot
 from emu.machine import Machine, StopKind
 
 MIXES = (
-    "alu", "callret", "crc", "memcpy8", "rep_movsb", "rep_movsq", "rep_stosb", "rep_stosq", "ptwalk",
-    "invlpg", "cr3", "pf", "int3", "ud2", "syscall", "outb", "inb", "mmio_read", "mmio_write", "cpuid", "rdtsc",
+    "alu", "callret", "crc", "memcpy8", "rep_movsb", "rep_movsq", "rep_stosb", "rep_stosq",
+    "ptwalk", "invlpg", "cr3", "pf", "int3", "ud2", "syscall", "outb", "inb", "mmio_read", "mmio_write",
+    "cpuid", "rdtsc",
 )  # fmt: skip
 
 

@@ -278,6 +278,15 @@ class PhaseObserver:
         if self.on_moment is not None:
             self.on_moment(m, phase, self.generation)
 
+    def split(self) -> int:
+        """Cut the current record in two, here: another update begins. Returns the number of the second."""
+        last = self.records[-1]
+        self._close(last)
+        if last.ticks:
+            m = self.machine
+            self.records.append(Record(last.id, last.kernel, last.generation, m.ticks, m.instructions))
+        return len(self.records) - 1
+
     def _close(self, record: Record) -> None:
         record.ticks = self.machine.ticks - record.start
         record.instructions = self.machine.instructions - record.first_instruction

@@ -196,7 +196,7 @@ class Result:
             "state_hash": self.state_hash,
             "end": {"kind": self.stop.kind.value, "message": self.stop.message, "rip": self.stop.rip,
                     "instructions": self.stop.instructions, "ticks": self.stop.ticks},
-            "phases": [r.plain() for r in self.phases],
+            "phases": last.get("phases", [r.plain() for r in self.phases]),
             "programs": self.programs,
             "updates": self.updates,
         }  # fmt: skip
@@ -240,6 +240,8 @@ class Update:
         self.record_error: RecordError | None = None
         self.examined: list[Examined] = []
         self.failure: list[str] = []
+        self.cuts = [0]
+        """numbers of the phase records at which the updates begin"""
         self.on_console: Callable[[int], None] | None = None
         self.on_records: Callable[[Transcript], None] | None = None
         self.machine.serial_sinks.append(self._serial)
@@ -287,10 +289,21 @@ class Update:
             records = self.reader.feed(bytes((value,)))
             if records:
                 self.transcript.add(records)
+                self._cut()
                 if self.on_records is not None:
                     self.on_records(self.transcript)
         except RecordError as e:
             self.record_error = e
+
+    def _cut(self) -> None:
+        """In a chain, an update begins where its kernel begins to work for it: at the first program
+        before it, or else at the kexec."""
+        t, generation = self.transcript, len(self.transcript.generations) - 1
+        if self.observer is None or generation < len(self.cuts) or generation >= self.options.updates:
+            return
+        started = any(p.generation == generation and p.when == "before" for p in t.programs)
+        if generation and (started or len(t.kexecs) > generation):
+            self.cuts.append(self.observer.split())
 
     # ---- what the host sees --------------------------------------------------------------------
 
@@ -509,7 +522,10 @@ class Update:
         return {
             "old": side(index, self.new_image if index else self.old_image),
             "new": side(index + 1, self.new_image),
-            "phases": [r.plain() for r in self.observer.records if r.generation in (index, index + 1)],
+            "phases": [
+                {**r.plain(), "kernel": "old" if r.generation <= index else "new"}
+                for r in self.observer.records[self.cuts[index] : (*self.cuts[index + 1 :], None)[0]]
+            ],
             "blackout_instructions": jump.blackout_instructions,
             "blackout_ticks": jump.blackout_ticks,
             "preserved": e.preserved,

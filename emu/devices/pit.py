@@ -254,7 +254,7 @@ def _load(c: Counter) -> None:
     c.next_at = _NOTHING
     c.null = False
     c.loaded = True
-    c.running = bool(c.gate) or c.mode in (1, 5)
+    c.running = bool(c.gate)
 
 
 def _set_gate(c: Counter, gate: int, clock: int) -> None:

@@ -214,6 +214,15 @@ def test_mode_3_new_count_waits_for_the_end_of_the_half_period(t: Timer) -> None
     assert outs([(0, 0)] * 5 + t.trace(14)[5:])[5:] == "000110011"
 
 
+def test_mode_3_odd_count_taken_over_in_the_middle(t: Timer) -> None:
+    t.program(2, 3, 8)
+    start = t.start
+    t.clk(1)
+    t.count(2, 5)
+    t.start = start
+    assert outs(t.trace(14))[1:] == "1110011100111"
+
+
 def test_mode_3_gate(t: Timer) -> None:
     t.program(2, 3, 4)
     t.clk(2)
