@@ -210,10 +210,8 @@ class ResetControl(Device):
 
     def write_cf9(self, value: int, now: int) -> None:
         """RST_CPU (bit 2) going from 0 to 1 resets; SYS_RST (bit 1) and FULL_RST (bit 3) say how hard."""
-        rising = value & 4 and not self.s.cf9 & 4
-        self.s.cf9 = value & 0x0E
-        if rising:
-            self.s.cf9 &= ~4
+        self.s.cf9 = value & 0x0A  # the reset itself clears RST_CPU, so that bit never stays
+        if value & 4:
             self.power("reset", now)
 
     def _read_92(self, offset: int, size: int, now: int) -> int:

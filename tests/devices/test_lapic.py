@@ -584,6 +584,15 @@ def test_cluster_mode() -> None:
     assert takers(rig, 0x51) == [0, 2]
 
 
+def test_a_logical_broadcast_reaches_an_apic_without_a_logical_id() -> None:
+    rig = many(2)
+    rig.cpus[1].wr(LDR, 0)
+    rig.cpus[0].ipi(0x850, 0xFE)
+    assert takers(rig, 0x50) == []
+    rig.cpus[0].ipi(0x850, 0xFF)
+    assert takers(rig, 0x50) == [0, 1]
+
+
 def test_x2apic_destinations() -> None:
     rig = Apics(20)
     for cpu in rig.cpus:

@@ -159,6 +159,18 @@ def test_legacy_replacement_takes_irq_0_and_8_from_their_owners(pc: Pc) -> None:
     assert pc.ack() == 0x32
 
 
+def test_the_8254_gets_its_line_back_as_it_is_then(pc: Pc) -> None:
+    pc.wr(HPET + 0x10, 2)
+    pc.outb(0x43, 0x30)
+    pc.outb(0x40, 5, 0)
+    pc.idle()
+    assert not pc.p.ioapic.s.lines >> 2 & 1
+    pc.wr(HPET + 0x10, 0)
+    assert pc.p.ioapic.s.lines >> 2 & 1, "OUT0 rose while the HPET had the line"
+    pc.wr(HPET + 0x10, 2)
+    assert not pc.p.ioapic.s.lines >> 2 & 1
+
+
 def test_a_shared_line_is_asserted_while_anybody_asserts_it(pc: Pc) -> None:
     first, second = pc.p.wiring.source(17), pc.p.wiring.source(17)
     pc.redirect(17, 0x8051)

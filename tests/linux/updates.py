@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ def update(linux: LinuxBuild, **changes: Any) -> Iterator[Update]:
         yield u
     finally:
         u.machine.close()
+        gc.collect()  # handovers of earlier updates hold views of their memory, some in cycles
 
 
 def run(linux: LinuxBuild, **changes: Any) -> Result:
