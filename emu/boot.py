@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from emu import acpi
 from emu.cpu import HFLAGS_LONG, HFLAGS_PROTECTED
-from emu.errors import ConfigError, ImageError
+from emu.errors import AddressError, ConfigError, ImageError
 from emu.memory import GIB4, PAGE
 
 if TYPE_CHECKING:
@@ -218,7 +218,14 @@ def boot(m: Machine, b: Boot) -> None:
     if b.kernel[:4] == b"\x7fELF":
         elf = Elf.parse(b.kernel, b.where)
         for paddr, data, memsz in elf.segments:
-            m.memory.write(paddr, data + bytes(memsz - len(data)), by="loader")
+            try:
+                m.memory.offset(paddr, memsz)
+            except AddressError:
+                raise ConfigError(
+                    f"a segment of {memsz:#x} bytes at {paddr:#x} is not in the machine's {m.memory.size >> 20} MiB",
+                    b.where,
+                ) from None
+            m.memory.write(paddr, data, by="loader")  # the rest is zero: the machine is fresh
         end = max(p + n for p, _, n in elf.segments)
         use_pvh = b.entry == "pvh" or (b.entry == "auto" and elf.pvh_entry is not None)
         if use_pvh:

@@ -26,6 +26,7 @@ from emu import cpuid, saved
 from emu.bus import Bus, Unclaimed
 from emu.clock import Clock
 from emu.cpu import FLUSH_GRID_TICKS, NEVER, ClockHeader, Cpu, Reason, Wiring
+from emu.devices.device import plain
 from emu.devices.platform import Platform
 from emu.engine import library
 from emu.errors import ConfigError, EmuError, ImageError
@@ -96,7 +97,7 @@ class Snapshot:
     to take and to restore (for files there is `Machine.save`).
     """
 
-    __slots__ = ("__weakref__", "_addresses", "_contents", "cpus", "depth", "devices", "events", "parent",
+    __slots__ = ("__weakref__", "_addresses", "_contents", "bus", "cpus", "depth", "devices", "events", "parent",
                  "serial", "skipped", "ticks")  # fmt: skip
 
     def __init__(
@@ -106,6 +107,7 @@ class Snapshot:
         skipped: int,
         cpus: tuple[tuple[bytes, bytes], ...],
         devices: tuple[bytes, ...],
+        bus: dict[str, int],
         events: list[list[object]],
         serial: tuple[bytes, ...],
         pages: list[int],
@@ -117,6 +119,7 @@ class Snapshot:
         self.skipped = skipped
         self.cpus = cpus
         self.devices = devices
+        self.bus = bus
         self.events = events
         self.serial = serial
         self._contents = contents
@@ -447,8 +450,8 @@ class Machine:
 
         Costs what changed since it was last asked for.
         """
-        plain = json.dumps(self.state(), sort_keys=True, separators=(",", ":"), default=_plain_bytes)
-        h = hashlib.blake2b(plain.encode(), digest_size=16)
+        document = json.dumps(self.state(), sort_keys=True, separators=(",", ":"), default=_plain_bytes)
+        h = hashlib.blake2b(document.encode(), digest_size=16)
         h.update(self.memory.hash().to_bytes(16, "little"))
         return h.hexdigest()
 
@@ -461,6 +464,7 @@ class Machine:
             int(self._time.skipped),
             tuple(c.freeze() for c in self.cpus),
             tuple(pickle.dumps(d.s, 5) for d in self.platform.devices),
+            dict(self.bus.unclaimed),
             self.clock.state(),
             tuple(bytes(s) for s in self.serial),
             pages,
@@ -479,10 +483,11 @@ class Machine:
         moved = False
         for device, frozen in zip(self.platform.devices, snapshot.devices, strict=True):
             if pickle.dumps(device.s, 5) != frozen:
-                device.load(vars(pickle.loads(frozen)))
+                device.load(plain(pickle.loads(frozen)))
                 moved = True
         if moved:
             self.platform.pci.remap()
+        self.bus.load(snapshot.bus)
         self.clock.load(snapshot.events)
         for cpu, state in zip(self.cpus, snapshot.cpus, strict=True):
             cpu.thaw(state)

@@ -21,6 +21,8 @@ example: only the tests of the CPU and of paging, with 128 MiB
   luemu selftest --memory 128M only=cpu,mmu
 """
 MAX_INSTRUCTIONS = 2_000_000_000
+MEMORY_MIN, MEMORY_MAX = 16 << 20, 1 << 30
+"""The guest maps the first GiB; the second belongs to its ring 3."""
 _SUMMARY = re.compile(rb"^selftest: (\d+) tests?, (\d+) failed\r?$", re.MULTILINE)
 
 
@@ -55,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
         except OSError as e:
             raise ImageError(f"cannot be read: {e.strerror}", str(path)) from None
         limit = parse_number(args.max_instructions, "--max-instructions")
+        if args.elf is None and not MEMORY_MIN <= parse_number(args.memory, "--memory") <= MEMORY_MAX:
+            raise UsageError("the self-test guest runs in 16 MiB to 1 GiB", "--memory")
         with Machine(parse_number(args.memory, "--memory")) as m:
             m.boot(Boot(image, " ".join(args.words), where=str(path)))
             stop = m.run(max_instructions=limit)
