@@ -222,7 +222,7 @@ def boot(m: Machine, b: Boot) -> None:
                 m.memory.offset(paddr, memsz)
             except AddressError:
                 raise ConfigError(
-                    f"a segment of {memsz:#x} bytes at {paddr:#x} is not in the machine's {m.memory.size >> 20} MiB",
+                    f"{memsz:#x} bytes at {paddr:#x} do not fit into {m.memory.size >> 20} MiB of RAM",
                     b.where,
                 ) from None
             m.memory.write(paddr, data, by="loader")  # the rest is zero: the machine is fresh

@@ -36,6 +36,8 @@ CPU_EXCEPTION = 0x81A0
 CPU_UC = 0x81A8
 CPU_TO_ENV = 0x8A50
 ENV_FEATURES = 0x1600
+TCG_UC = 0x9970
+"""the translator's own pointer back"""
 
 UC_ARCH_X86, UC_MODE_64 = 4, 8
 UC_CPU_X86_EPYC = 35
@@ -203,7 +205,7 @@ class Engine:
                 "the engine's registers are not where expected: not the unicorn 2.1.4 wheel"
             )
         self.tcg = peek(self.uc + UC_TCG, 8)
-        if self.tcg not in mapped:
+        if self.tcg + TCG_UC not in mapped or peek(self.tcg + TCG_UC, 8) != self.uc:
             raise UnsupportedHost(f"the translator is not at offset {UC_TCG:#x}: not the unicorn 2.1.4 wheel")
         poke(self.uc + UC_NO_EXIT_REQUEST, 1, 1)
         self._hooks: list[ctypes.c_size_t] = []

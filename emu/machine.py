@@ -97,8 +97,8 @@ class Snapshot:
     to take and to restore (for files there is `Machine.save`).
     """
 
-    __slots__ = ("__weakref__", "_addresses", "_contents", "bus", "cpus", "depth", "devices", "events", "parent",
-                 "serial", "skipped", "ticks")  # fmt: skip
+    __slots__ = ("__weakref__", "_addresses", "_contents", "bus", "cpus", "depth", "devices", "events",
+                 "parent", "serial", "skipped", "ticks")  # fmt: skip
 
     def __init__(
         self,

@@ -52,6 +52,39 @@ _BREAKPOINT = bytes.fromhex("4983c301 48cf".replace(" ", ""))  # add r11, 1; ire
 _INVALID = bytes.fromhex("4983c3104883042402488b3424803ef075054883042401 48cf".replace(" ", ""))
 _FUNCTION = bytes.fromhex("b801000000c3")  # mov eax, 1; ret
 
+# At 0x1800: registers that the core reads and writes inside the engine, set by the guest itself.
+_REGISTERS = bytes.fromhex(
+    "b9810000c0b811111111ba00000800"  # mov ecx, 0xc0000081; mov eax, 0x11111111; mov edx, 0x80000
+    "0f30ffc1ffc00f30ffc1ffc00f30ffc1ffc00f30"  # STAR, LSTAR, CSTAR, FMASK: wrmsr; inc ecx; inc eax
+    "b9020100c0ffc00f30"  # mov ecx, 0xc0000102; inc eax; wrmsr (KERNEL_GS_BASE)
+    "b977020000b80604070089c20f30"  # mov ecx, 0x277; mov eax, 0x70406; mov edx, eax; wrmsr (PAT)
+    "b9750100000f30"  # mov ecx, 0x175; wrmsr (SYSENTER_ESP)
+    "b900020000b80050341231d20f30"  # mov ecx, 0x200; mov eax, 0x12345000; xor edx, edx; wrmsr (MTRR)
+    "dbe3d9eb"  # fninit; fldpi
+    "48b81122334455667788664c0f6ef8"  # mov rax, 0x8877665544332211; movq xmm15, rax
+    "0f23d8"  # mov dr3, rax
+    "b8803f0000500fae1424d92c24"  # mov eax, 0x3f80; push rax; ldmxcsr [rsp]; fldcw [rsp]
+    "f4"  # hlt
+)
+_REGISTERS_AT = 0x1800
+_EXPECTED = {
+    "star": 0x80000_11111111,
+    "lstar": 0x80000_11111112,
+    "cstar": 0x80000_11111113,
+    "fmask": 0x80000_11111114,
+    "kernel_gs_base": 0x80000_11111115,
+    "pat": 0x70406_00070406,
+    "sysenter_esp": 0x70406_00070406,
+    "mtrr_var0": 0x12345000,
+    "fpu.top": 7,
+    "fpu.control": 0x3F80,
+    "st7.mantissa": 0xC90FDAA22168C235,
+    "st7.exponent": 0x4000,
+    "xmm15.low": 0x8877665544332211,
+    "dr3": 0x8877665544332211,
+    "mxcsr": 0x3F80,
+}
+
 _CODE_AT, _BP_AT, _UD_AT, _FUNCTION_AT = 0x1000, 0x1200, 0x1220, 0x10000
 _GDT_AT, _IDT_AT, _TABLES_AT, _STACK = 0x2000, 0x3000, 0x4000, 0x9000
 
@@ -144,6 +177,15 @@ def verify(lib: Library) -> None:
             if found != wanted:
                 raise UnsupportedHost(
                     f"the engine does not behave like unicorn 2.1.4: {what}: {found!r}, not {wanted!r}"
+                )
+        memory.write(_REGISTERS_AT, _REGISTERS, by="selfcheck")
+        cpu.set_registers(rip=_REGISTERS_AT, rsp=_STACK, halted=0)
+        cpu.run(clock.ticks + 1000)
+        r = cpu.registers()
+        for name, value in _EXPECTED.items():
+            if r[name] != value:
+                raise UnsupportedHost(
+                    f"the engine keeps {name} elsewhere ({r[name]:#x}): not the unicorn 2.1.4 wheel"
                 )
         if not cpu.header.tlb_walks:
             raise UnsupportedHost("the engine does not use our TLB: was unicorn imported before emu?")

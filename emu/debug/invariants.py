@@ -1,9 +1,9 @@
 """Invariants of a live update that show only while kernels run: `RuntimeChecker`.
 
-It watches an unmodified Linux from the entries of its functions (arguments in registers) and looks into its
-structures (`emu.debug.linux`) at those points and at the moments J, K, F and the end. It changes nothing of the
-run. What cannot be seen is listed with the reason; a structure that is not as Linux 7.2 has it is believed in
-nothing and makes the invariants that need it "not checked".
+It watches an unmodified Linux from the entries of its functions (arguments in registers) and looks into
+its structures (`emu.debug.linux`) at those points and at the moments J, K, F and the end. It changes
+nothing of the run. What cannot be seen is listed with the reason; a structure that is not as Linux 7.2 has
+it is believed in nothing and makes the invariants that need it "not checked".
 
 Calls and structures as in Linux 7.2: `struct liveupdate_file_op_args`, `struct luo_file_set`,
 `struct luo_session`, `struct memfd_luo_ser`, `struct luo_ser`, `struct boot_params`, `struct memblock`.
@@ -14,14 +14,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emu.debug import guest
-from emu.debug.linux import MIGRATE_CMA, PIN, RSRV_KERN, RSRV_NOINIT, Linux, LuoFile, LuoSession, UnknownLayout
+from emu.debug.linux import (
+    MIGRATE_CMA,
+    PIN,
+    RSRV_KERN,
+    RSRV_NOINIT,
+    Linux,
+    LuoFile,
+    LuoSession,
+    UnknownLayout,
+)
 from emu.debug.symbols import Symbols
 from emu.errors import AddressError
 from emu.machine import Machine, Snapshot
@@ -29,7 +37,7 @@ from kho import check as kho_check
 from kho.abi import PAGE_SIZE
 from kho.check import Report, Violation
 from kho.handover import Handover
-from kho.memory import Words
+from kho.memory import Reader, Words
 from kho.setup_data import ScratchArea
 from luo.abi import LUO_COMPATIBLE
 from luo.check import metadata_pages
@@ -75,6 +83,8 @@ OBSERVED: dict[str, str] = {
 }
 """What the run can tell, and why it did not where the occasion did not come (empty: it always comes)."""
 
+NOT_SEEN = "the run did not get there, or not through a function that the symbols name"
+
 _CALLS: dict[str, str] = {
     # function of the kernel: method here, called at each entry with the registers
     "luo_session_create": "_session_create",
@@ -111,6 +121,7 @@ _CALLS: dict[str, str] = {
     "luo_flb_file_preserve": "_flb_preserve",
     "liveupdate_flb_get_outgoing": "_flb_get",
     "liveupdate_flb_put_outgoing": "_flb_put",
+    "liveupdate_flb_get_incoming": "_flb_ask",
     "liveupdate_register_flb": "_flb_register",
     "liveupdate_unregister_flb": "_flb_unregister",
 }  # fmt: skip
@@ -230,7 +241,8 @@ class State:
 
 
 class RuntimeChecker:
-    """Watches a run. ``symbols`` of generation n is ``symbols[min(n, last)]``; a kernel without is not watched.
+    """Watches a run. ``symbols`` of generation n is ``symbols[min(n, last)]``; a kernel without is not
+    watched.
 
     Tell it the moments with `moment`; `report` gives what was found of an update.
     """
@@ -339,8 +351,7 @@ class RuntimeChecker:
             elif id in checked:
                 report.checked.append(id)
             else:
-                report.not_checked[id] = blind or reason or "the run did not get there, or not through a function "\
-                    "that the symbols name"  # fmt: skip
+                report.not_checked[id] = blind or reason or NOT_SEEN
         return report
 
     # ---- moments -------------------------------------------------------------------------------
@@ -366,7 +377,9 @@ class RuntimeChecker:
         k.flb_pending = None
         if k.serialize == "done":
             where = self._linux.where(r["rdi"])
-            self._violate("INV-47", SENDER, "J", "sessions or files are changed after the serialization", where)
+            self._violate(
+                "INV-47", SENDER, "J", "sessions or files are changed after the serialization", where
+            )
 
     def _session_create(self, r: Registers) -> None:
         self.state.kernel.asking = None
@@ -460,8 +473,8 @@ class RuntimeChecker:
 
         if linux.number(self._luo_ser() + 16):
             broken("sessions are still handed over", linux.phys(self._luo_ser()) + 16)
-        for at, count, entries in self._blocks(linux.session_blocks()):
-            del count  # stale by design: the next serialization writes it anew
+        # the counts of these blocks are stale by design: the next serialization writes them anew
+        for at, _, entries in self._blocks(linux.session_blocks()):
             words = entries[: 51 * SESSION_SIZE].reshape(-1, SESSION_SIZE)
             for slot in np.flatnonzero(words.any(axis=1)).tolist():
                 broken("the record of a session remains", at + 16 + SESSION_SIZE * slot)
@@ -511,7 +524,9 @@ class RuntimeChecker:
         with self._checking("INV-48", SENDER):
             if k.shut_down or self._linux.flag("kexec_in_progress"):
                 where = self._linux.number(r["rdi"] + 24)
-                self._violate("INV-48", SENDER, "J", "a file is frozen after devices began to be shut down", where)
+                self._violate(
+                    "INV-48", SENDER, "J", "a file is frozen after devices began to be shut down", where
+                )
 
     def _serialized(self, r: Registers) -> None:
         k = self.state.kernel
@@ -525,8 +540,15 @@ class RuntimeChecker:
 
     def _flb_register(self, r: Registers) -> None:
         """liveupdate_register_flb(handler, flb); struct liveupdate_flb: ops, compatible."""
+        self._flb_learn(r["rsi"])
+        self.state.kernel.flbs.setdefault(r["rsi"], set()).add(r["rdi"])
+
+    def _flb_ask(self, r: Registers) -> None:
+        """liveupdate_flb_get_incoming(flb, …), which may come before it is registered."""
+        self._flb_learn(r["rdi"])
+
+    def _flb_learn(self, flb: int) -> None:
         k = self.state.kernel
-        handler, flb = r["rdi"], r["rsi"]
         with self._checking("INV-44", RECEIVER):
             linux = self._linux
             ops = linux.pointer(flb)  # preserve, unpreserve, retrieve, finish
@@ -536,7 +558,6 @@ class RuntimeChecker:
                 if function not in self._callbacks:
                     self._callbacks.add(function)
                     self._add(function, self._flb_callback(what))
-        k.flbs.setdefault(flb, set()).add(handler)
 
     def _flb_unregister(self, r: Registers) -> None:
         self.state.kernel.flbs.get(r["rsi"], set()).discard(r["rdi"])
@@ -596,7 +617,9 @@ class RuntimeChecker:
         if luo is not None and luo.understood:
             with self._checking("INV-50", SENDER):
                 if k.serialize != "done" and luo.sessions_phys:
-                    self._violate("INV-50", SENDER, "J", "sessions are handed over that were not serialized", luo.phys)
+                    self._violate(
+                        "INV-50", SENDER, "J", "sessions are handed over that were not serialized", luo.phys
+                    )
             self._check_flbs(luo)
             with self._checking("INV-27", SENDER):
                 for session in luo.sessions:
@@ -621,12 +644,10 @@ class RuntimeChecker:
         if kept is None:
             return
         with self._checking("INV-49", SENDER):
-            memory = self.machine.memory
             for phys in metadata_pages(handover).tolist():
                 if phys and self._changed(kept.snapshot, phys):
                     message = "a page of metadata changed between the end of the serialization and the jump"
                     self._violate("INV-49", SENDER, "J", message, phys)
-            del memory
 
     def _changed(self, then: Snapshot, phys: int) -> bool:
         """Whether a page is not what it was in a snapshot."""
@@ -646,12 +667,15 @@ class RuntimeChecker:
             self._violate("INV-27", SENDER, "J", message, phys)
 
         if (memfd.size, memfd.seals) != (then.size, then.seals):
-            broken(f"the size or seals of a preserved file changed (size {then.size} to {memfd.size})", memfd.phys)
+            broken(
+                f"the size or seals of a preserved file changed (size {then.size} to {memfd.size})",
+                memfd.phys,
+            )
         elif len(then.size_at) == 1 and linux.number(then.inode + then.size_at[0]) != then.size:
             broken("a preserved file has another size than its record", linux.where(then.inode))
         if memfd.area is None or memfd.area.problems:
             return
-        now = memfd.area.read(handover_reader(self.machine), 16 * memfd.nr_folios)
+        now = memfd.area.read(Reader(self.machine.memory), 16 * memfd.nr_folios)
         if np.ascontiguousarray(now).tobytes() != then.array[: 16 * memfd.nr_folios]:
             broken("the pages of a preserved file are others than those preserved", memfd.phys)
         linux.check_struct_pages()
@@ -725,14 +749,20 @@ class RuntimeChecker:
         with self._checking("INV-33", RECEIVER):
             preserved = k.received.handover.preserved
             for region in self._linux.memblock()[1]:
-                if not region.flags & RSRV_KERN or region.end <= FIRST_MIB or preserved.covers(region.base, region.end):
+                if (
+                    not region.flags & RSRV_KERN
+                    or region.end <= FIRST_MIB
+                    or preserved.covers(region.base, region.end)
+                ):
                     continue
                 if not self._in_scratch(region.base, region.end):
-                    self._violate("INV-33", RECEIVER, "K", f"{region.size:#x} bytes are allocated outside scratch",
-                                  region.base)  # fmt: skip
+                    message = f"{region.size:#x} bytes are allocated outside scratch"
+                    self._violate("INV-33", RECEIVER, "K", message, region.base)
         with self._checking("INV-36", RECEIVER):
             if not self._linux.flag("kho_scratch_only"):
-                self._scratch_only_violation("K", "allocations are not limited to scratch before memory is adopted")
+                self._scratch_only_violation(
+                    "K", "allocations are not limited to scratch before memory is adopted"
+                )
 
     def _scratch_only_violation(self, when: str, message: str) -> None:
         where = self._linux.where(self._linux.symbol("kho_scratch_only"))
@@ -785,7 +815,9 @@ class RuntimeChecker:
         k.freeing = True
         with self._checking("INV-36", RECEIVER):
             if self._linux.flag("kho_scratch_only"):
-                self._scratch_only_violation("F", "allocations are still limited to scratch after memory was freed")
+                self._scratch_only_violation(
+                    "F", "allocations are still limited to scratch after memory was freed"
+                )
         with self._checking("INV-35", RECEIVER):
             self._check_pages()
 
@@ -830,7 +862,9 @@ class RuntimeChecker:
                 at = linux.symbol("luo_global") + 16  # enabled, luo_ser_out, liveupdate_num
                 number = linux.number(at)
                 if number != k.received.number:
-                    message = f"the new kernel took {number} for the live update number, not {k.received.number}"
+                    message = (
+                        f"the new kernel took {number} for the live update number, not {k.received.number}"
+                    )
                     self._violate("INV-39", RECEIVER, "run", message, linux.where(at))
 
     def _add_subtree(self, r: Registers) -> None:
@@ -846,15 +880,15 @@ class RuntimeChecker:
                     raise UnknownLayout("the LUO state has another version")
                 number, expected = linux.number(r["rsi"] + 8), k.received.number + 1
                 if number != expected:
-                    self._violate("INV-39", RECEIVER, "run", f"the next live update number is {number}, not {expected}",
-                                  linux.where(r["rsi"]))  # fmt: skip
+                    message = f"the next live update number is {number}, not {expected}"
+                    self._violate("INV-39", RECEIVER, "run", message, linux.where(r["rsi"]))
             elif name == "kexec-metadata" and k.received.kexec_count is not None:
                 if linux.number(r["rsi"], 4) != 1:
                     raise UnknownLayout("the kexec metadata have another version")
                 count, expected = linux.number(r["rsi"] + 69, 4), k.received.kexec_count + 1
                 if count != expected:
-                    self._violate("INV-39", RECEIVER, "run", f"the next kexec count is {count}, not {expected}",
-                                  linux.where(r["rsi"]))  # fmt: skip
+                    message = f"the next kexec count is {count}, not {expected}"
+                    self._violate("INV-39", RECEIVER, "run", message, linux.where(r["rsi"]))
 
     # ---- restoring -----------------------------------------------------------------------------
 
@@ -882,13 +916,15 @@ class RuntimeChecker:
             if order < 0:
                 self._violate("INV-37", RECEIVER, "run", "a block is restored that was not preserved", phys)
                 return
+        k.restored[phys] = 1 << int(order)
+        if not k.deserialized:
+            return  # while a kernel boots, managed memory grows for other reasons too
         with self._checking("INV-38", RECEIVER):
             if k.managed is None:
                 k.managed = self._linux.number(self._linux.symbol("_totalram_pages"))
                 k.managed_blocks = 0
             k.managed_phys = phys
             k.managed_blocks += 1 << int(order)
-        k.restored[phys] = 1 << int(order)
 
     def _managed_changes(self, r: Registers) -> None:
         """free_reserved_area: the number of managed pages is about to change for another reason."""
@@ -966,7 +1002,9 @@ class RuntimeChecker:
                 at = next((i for i, (a, b) in enumerate(zip(there, sent, strict=False)) if a != b),
                           min(len(there), len(sent)))  # fmt: skip
                 where = linux.where(one.files[at].address) if at < len(there) else other.files[at].phys
-                message = f'the files of session "{one.name}" are not those serialized: number {at} is another one'
+                message = (
+                    f'the files of session "{one.name}" are not those serialized: number {at} is another one'
+                )
                 self._violate("INV-40", RECEIVER, "run", message, where)
 
     def _session_retrieve(self, r: Registers) -> None:
@@ -985,7 +1023,9 @@ class RuntimeChecker:
             name, where = linux.text(r["rdi"], NAME_SIZE), linux.where(r["rdi"])
             sent = {s.name for s in k.received.luo.sessions} if k.received.luo is not None else set()
             if name != asked or name not in sent:
-                self._violate("INV-42", RECEIVER, "run", f'"{asked}" was asked for, session "{name}" is given', where)
+                self._violate(
+                    "INV-42", RECEIVER, "run", f'"{asked}" was asked for, session "{name}" is given', where
+                )
             elif name in k.granted:
                 self._violate("INV-42", RECEIVER, "run", f'session "{name}" is given a second time', where)
             k.granted.add(name)
@@ -1003,7 +1043,9 @@ class RuntimeChecker:
             handle = self._linux.number(r["rdi"] + 24)
             file = self._file(handle)
             if file is None:
-                self._violate("INV-41", RECEIVER, "run", "a file is retrieved that was not serialized", handle)
+                self._violate(
+                    "INV-41", RECEIVER, "run", "a file is retrieved that was not serialized", handle
+                )
             elif handle in k.retrieved or handle in k.finished:
                 message = f'the file {file.token:#x} of session "{file.session}" is retrieved again'
                 self._violate("INV-41", RECEIVER, "run", message, handle)
@@ -1019,7 +1061,8 @@ class RuntimeChecker:
             for head, order in zip(memfd.folio_phys.tolist(), memfd.folio_order.tolist(), strict=True):
                 for phys in range(head, head + (PAGE_SIZE << max(order, 0)), PAGE_SIZE):
                     if self._changed(k.received.snapshot, phys):
-                        message = f'a page of file {file.token:#x} of session "{file.session}" changed since the jump'
+                        of = f'file {file.token:#x} of session "{file.session}"'
+                        message = f"a page of {of} changed since the jump"
                         self._violate("INV-26", RECEIVER, "run", message, phys)
 
     def _finish_files(self, r: Registers) -> None:
@@ -1098,9 +1141,9 @@ class RuntimeChecker:
             for phys in np.intersect1d(carry, restored).tolist():
                 self._violate("INV-37", RECEIVER, "run", "a restored block still carries the magic", phys)
         head = linux.session_header("incoming")
-        if k.received.luo is not None and k.received.luo.sessions:
-            if not k.deserialized or linux.number(head):
-                raise UnknownLayout(OBSERVED["INV-45"])
+        sessions = k.received.luo.sessions if k.received.luo is not None else []
+        if sessions and (not k.deserialized or linux.number(head)):
+            raise UnknownLayout(OBSERVED["INV-45"])
         for phys in np.setdiff1d(np.intersect1d(carry, k.received.consumed), restored).tolist():
             self._violate("INV-45", RECEIVER, "run", "a page of a finished session is still preserved", phys)
         for phys in np.setdiff1d(carry, k.received.handover.preserved.phys).tolist():
@@ -1120,13 +1163,6 @@ class RuntimeChecker:
                 if name in names and not k.flb_events["finish", flb]:
                     message = f'FLB "{name}" is not finished, and its files are'
                     self._violate("INV-44", RECEIVER, "run", message, luo.flb_page.phys)
-
-
-def handover_reader(machine: Machine) -> Any:
-    """RAM as it is now, for the decoders."""
-    from kho.memory import Reader
-
-    return Reader(machine.memory)
 
 
 def _received(handover: Handover, snapshot: Snapshot) -> Received:
@@ -1161,4 +1197,4 @@ def _received(handover: Handover, snapshot: Snapshot) -> Received:
     )
 
 
-__all__ = ["OBSERVED", "Received", "RuntimeChecker", "State", "replace"]
+__all__ = ["OBSERVED", "Received", "RuntimeChecker", "State"]

@@ -32,10 +32,11 @@ _FLAGS_KNOWN = 0x7F
 # struct page, 64 bytes: flags, lru or mapping …, private, _mapcount, _refcount
 _STRUCT_PAGE = 64
 _PRIVATE, _REFCOUNT = 40, 52
-# struct folio, in its second page: flags, head, _large_mapcount, _nr_pages_mapped, _entire_mapcount, _pincount
+# struct folio, in its second page: flags, head, _large_mapcount, _nr_pages_mapped, _entire_mapcount,
+# _pincount
 _PINCOUNT = 64 + 28
 PIN = 1024
-"""GUP_PIN_COUNTING_BIAS: what a pin adds to the reference count of a page that is not part of a larger folio."""
+"""GUP_PIN_COUNTING_BIAS: what a pin adds to the reference count of a page that is a folio by itself."""
 
 _SECTION_BITS, _PAGEBLOCK = 27, 2 << 20
 MIGRATE_CMA = 4
@@ -46,8 +47,8 @@ _NAME = 64
 _FILE_SET = 88
 """struct luo_session: name, list (64), retrieved (80), file_set."""
 _LUO_FILE = ((64, 80), (72, 88))
-"""struct luo_file: fh, file, serialized_data, private_data, retrieve_status, mutex, list, token. Where the last
-two are depends on the size of a mutex."""
+"""struct luo_file: fh, file, serialized_data, private_data, retrieve_status, mutex, list, token. Where the
+last two are depends on the size of a mutex."""
 
 
 class UnknownLayout(EmuError):

@@ -19,6 +19,7 @@ import kernels
 from emu.boot import Boot
 from emu.debug import guest, kexec
 from emu.debug.inspect import _describe_session as describe_session
+from emu.debug.invariants import RuntimeChecker
 from emu.debug.phases import PhaseObserver, Record
 from emu.debug.symbols import Symbols
 from emu.errors import ConfigError, EmuError, ImageError
@@ -251,6 +252,8 @@ class Update:
         self._pending_at = list(o.at)
         self.ended: Stop | None = None
         """set when the machine stopped before `run` was called (an interactive session)"""
+        self.checker = None if o.raw else RuntimeChecker(self.machine, self.symbols)
+        self._handed_over: Handover | None = None
         self.observer: PhaseObserver | None = None
         if not o.raw:
             self.observer = PhaseObserver(self.machine, self.symbols, self._moment)
@@ -312,6 +315,8 @@ class Update:
             self._examine_jump(m, generation)
         elif when in ("K", "F") and self.examined:
             self._examine_again(m, when)
+        if self.checker is not None and when in ("J", "K", "F"):
+            self.checker.moment(when, generation, self._handed_over if when == "J" else None)
         for item in list(self._pending_at):
             if item[1] == when:
                 self._pending_at.remove(item)
@@ -331,6 +336,7 @@ class Update:
         found = Examined(generation)
         self.examined.append(found)
         found.snapshot = m.snapshot()
+        self._handed_over = None
         segments: list[Segment] | None = None
         control: list[int] | None = None
         try:
@@ -350,6 +356,7 @@ class Update:
             found.unreadable(e, "J")
             self.failure.append(f"the handover of update {generation + 1} cannot be read at J: {e}")
             return
+        self._handed_over = handover
         found.fdt = handover.fdt_phys or 0
         found.scratch = handover.scratch
         found.scratch_phys = handover.location.scratch_phys
@@ -449,6 +456,12 @@ class Update:
             stop = m.run(max_instructions=o.max_instructions, progress=progress)
         if self.observer is not None:
             self.observer.finish()
+        if self.checker is not None:
+            self.checker.moment("end", len(self.examined), None)
+            for found in self.examined:
+                report = self.checker.report(found.generation)
+                found.take(report)
+                found.not_checked.update(report.not_checked)
         return self._judge(stop)
 
     def _judge(self, stop: Stop) -> Result:

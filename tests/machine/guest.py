@@ -93,7 +93,7 @@ def put(m: Machine, code: str | bytes, handlers: Mapping[int, str] | None = None
         machine_code = assemble(text)
         assert len(machine_code) <= 0x400
         write(at, machine_code)
-        write(IDT + 16 * vector, gate(at))
+        write(IDT + 16 * vector, gate(at, kind=0xEE if vector >= 0x80 else 0x8E))  # INT from ring 3
     m.cpus[0].flush_tlb()
 
 

@@ -5,6 +5,7 @@ The guests are straight-line code, so that the engine would like to run it as on
 
 from __future__ import annotations
 
+import random
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -345,13 +346,12 @@ MAP_IT = f"""
         ("insd", ("read", 0, 4, 0x11)),
         ("outsb", ("write", 0, 1, 0)),
         ("mov rdi, rsi\nmov al, [rdi]\nmov [rbx], al", ("write", 0, 1, 0)),
-        ("mov cl, [rsi]\npush rcx\npop rax\nmov [rbx], eax", ("write", 0, 4, 0x60_00)),
+        ("mov edi, ebx\nmovsb", ("write", 0, 1, 0)),
+        ("mov edi, ebx\nmov ecx, 1\nrep movsd", ("write", 0, 4, 0)),
     ],
 )
 def test_no_access_by_an_instruction_that_faults_first(instruction: str, wanted: tuple[str, int, int, int]) -> None:
     code = f"mov edi, 0x200800\nmov esi, 0x200800\nmov edx, 0x500\nmov ebx, {MMIO}\nnop\n{instruction}\nnop\nhlt"
-    if "rsp" in instruction:  # the handler needs a stack that is there
-        code = code.replace("nop\npop", "mov rcx, rsp\nmov esp, 0x8000\nnop\npush [rcx]\npop [rbx]\nnop\n#")
     log = access_log(code, {14: MAP_IT}, unmapped=True)
     assert [entry[:4] for entry in log] == [wanted]
 
@@ -360,7 +360,7 @@ def test_no_access_by_an_instruction_that_faults_first(instruction: str, wanted:
 def test_string_instructions_access_once_per_iteration(count: int) -> None:
     head = f"mov edi, {DATA}\nmov esi, {DATA}\nmov edx, 0x500\nmov ecx, {count}\nnop\n"
     ins = access_log(head + "rep insb\nnop\nhlt", seeds=range(3))
-    assert ins == [("read", 0, 1, 0x11 + i & 0xFF if False else 0x11 + i, 5 + i) for i in range(count)]
+    assert ins == [("read", 0, 1, 0x11 + i, 5 + i) for i in range(count)]
     outs = access_log(head + "rep outsb\nnop\nhlt", seeds=range(3))
     assert outs == [("write", 0, 1, 0, 5 + i) for i in range(count)]
     head = f"mov edi, {DATA}\nmov esi, {MMIO}\nmov ecx, {count}\nnop\n"
@@ -418,7 +418,7 @@ def test_breakpoint_on_an_access(seed: int) -> None:
             stop = run_sliced(m, seed, steps=(1, 2, 50), disturb=NO_TIME_TRAVEL)
             assert (stop.kind, stop.rip) == (StopKind.BREAKPOINT, at), f"seed {seed}"
             assert len(device.log) == i, "nothing has happened yet"
-            NO_TIME_TRAVEL[seed % len(NO_TIME_TRAVEL)](m, __import__("random").Random(seed))
+            NO_TIME_TRAVEL[seed % len(NO_TIME_TRAVEL)](m, random.Random(seed))
         stop = run_sliced(m, seed, disturb=NO_TIME_TRAVEL)
         assert stop.kind is StopKind.DEADLOCK
         assert device.log == plain.log
@@ -463,8 +463,9 @@ def test_probe_of_a_repeated_instruction_sees_each_iteration() -> None:
         with flat(code) as m:
             m.probe(at, lambda m, address, seen=seen: seen.append(m.registers()["rcx"]))  # type: ignore[misc]
             run_sliced(m, seed, steps=(1, 2, 50))
-            assert seen[:1] == [9]
-            assert sorted(set(seen), reverse=True) == seen[:1] + [s for s in seen[1:]], f"seed {seed}: {seen}"
+            # a slice may end between two iterations; the instruction then begins again
+            assert seen[0] == 9 and set(seen) <= set(range(10)), f"seed {seed}: {seen}"
+            assert m.instructions == 3 + 9 + 1 + 1, "one more, which finds the count to be zero"
 
 
 def test_probe_may_add_and_remove_probes() -> None:
