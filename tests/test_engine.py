@@ -49,7 +49,9 @@ def test_no_library_at_all(tmp_path: Path, content: bytes) -> None:
     refused(selftest({"LIBUNICORN_PATH": str(tmp_path)}), "cannot be loaded")
 
 
-SYMBOLS = ["x86_cpu_tlb_fill_x86_64", "translator_loop_x86_64", "helper_fsqrt_x86_64", "uc_version", "uc_hook_add"]
+SYMBOLS = [
+    "x86_cpu_tlb_fill_x86_64", "translator_loop_x86_64", "helper_fsqrt_x86_64", "uc_version", "uc_hook_add",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("symbol", SYMBOLS)
