@@ -406,10 +406,10 @@ class Machine:
                 )
             if reason is Reason.ENGINE:
                 error = int(cpu.header.engine_error)
-                what = {6: "a read", 7: "a write", 8: "an instruction fetch"}.get(
-                    error, f"engine error {error}"
+                what = {6: "a read", 7: "a write", 8: "an instruction fetch", 14: "an instruction fetch"}.get(
+                    error, f"engine error {error}, an access"
                 )
-                return self._stopped(StopKind.ENGINE, f"{what} outside the physical address space")
+                return self._stopped(StopKind.ENGINE, f"{what} outside memory")
             if reason is Reason.REQUEST:
                 continue
             raise EmuError(f"internal error: the core stopped with {reason!r}; please report it")
@@ -542,24 +542,27 @@ class Machine:
     def load(cls, path: Path) -> Machine:
         """A machine as it was saved. Raises ImageError for a damaged file or one of another version."""
         file = saved.read(path)
-        d = file.state["description"]
-        if d["cpuid_version"] != cpuid.VERSION:
-            raise ImageError(
-                f"saved with CPU model {d['cpuid_version']}, this luemu has {cpuid.VERSION}", str(path)
-            )
-        m = cls(d["memory"], rtc_epoch=d["rtc_epoch"], strict_memory=d["strict_memory"])
+        m: Machine | None = None
         try:
+            d = file.state["description"]
+            if d["cpuid_version"] != cpuid.VERSION:
+                raise ImageError(
+                    f"saved with CPU model {d['cpuid_version']}, this luemu has {cpuid.VERSION}", str(path)
+                )
+            m = cls(d["memory"], rtc_epoch=d["rtc_epoch"], strict_memory=d["strict_memory"])
             m.memory.scatter(
                 {int(n): file.pages.ctypes.data + 4096 * i for i, n in enumerate(file.numbers.tolist())}
             )
             cpus = [(c["words"], c["tlb"]) for c in file.state["cpus"]]
             m._load_rest(file.state, cpus, file.state["serial"])
             m.memory.assume_written(file.numbers.tolist())
-        except (KeyError, ValueError, TypeError, AttributeError) as e:
-            m.close()
+        except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, ConfigError) as e:
+            if m is not None:
+                m.close()
             raise ImageError(f"the saved state does not fit this luemu: {e!r}", str(path)) from None
         except BaseException:
-            m.close()
+            if m is not None:
+                m.close()
             raise
         return m
 

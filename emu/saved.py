@@ -16,6 +16,7 @@ Pages that are not listed are zero. Nothing here needs an engine: decoders read 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import struct
@@ -70,7 +71,8 @@ def write(path: Path, state: dict[str, Any], numbers: npt.NDArray[np.uint32], pa
             f.write(packed)
         part.replace(path)
     except OSError as e:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise ImageError(f"cannot be written: {e.strerror}", str(path)) from None
 
 
@@ -107,14 +109,18 @@ def read(path: Path) -> SavedMachine:
         raise ImageError("damaged: its checksum does not match", where)
     try:
         state = json.loads(document, object_hook=_decode)
-        raw = zstandard.ZstdDecompressor().decompress(packed, max_output_size=count * (PAGE + 4) + 1)
-    except (ValueError, RecursionError, zstandard.ZstdError) as e:
-        raise ImageError(f"damaged: {e}", where) from None
-    if len(raw) != count * (PAGE + 4) or not isinstance(state, dict):
-        raise ImageError("damaged: its parts do not fit together", where)
+        size = zstandard.get_frame_parameters(packed).content_size
+        if size != count * (PAGE + 4):  # before room is made for it
+            raise ValueError(f"{size} bytes of pages, not {count * (PAGE + 4)}")
+        raw = zstandard.ZstdDecompressor().decompress(packed)
+        pages = int(state["description"]["memory"]) // PAGE
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError, zstandard.ZstdError) as e:
+        raise ImageError(f"damaged: {e!r}", where) from None
     numbers = np.frombuffer(raw, "<u4", count)
-    pages = np.frombuffer(raw, np.uint8, offset=4 * count).reshape(count, PAGE)
-    return SavedMachine(state, numbers, pages)
+    if len(raw) != count * (PAGE + 4) or (count and int(numbers.max()) >= pages):
+        raise ImageError("damaged: its parts do not fit together", where)
+    contents = np.frombuffer(raw, np.uint8, offset=4 * count).reshape(count, PAGE)
+    return SavedMachine(state, numbers, contents)
 
 
 class SavedMemory:

@@ -252,6 +252,7 @@ class RuntimeChecker:
         self.symbols = symbols
         self.state = State(_Kernel(0))
         self._installed: list[tuple[int, Callable[[Machine, int], bool | None]]] = []
+        self._functions: set[int] = set()
         self._returns: set[int] = set()
         self._callbacks: set[int] = set()
         self._of: Symbols | None = None
@@ -265,21 +266,18 @@ class RuntimeChecker:
 
     def _install(self) -> None:
         symbols = self._symbols()
-        if symbols is self._of and self._installed:
-            for address in self._returns | self._callbacks:
-                self._remove(address)
-            self._returns, self._callbacks = set(), set()
-            return
-        for address, handler in self._installed:
-            self.machine.unprobe(address, handler)
-        self._installed, self._returns, self._callbacks = [], set(), set()
-        self._of = symbols
-        if symbols is None:
-            return
-        for name in _CALLS:
-            at = symbols.address(name)
+        keep = set() if symbols is not self._of else self._functions
+        for address in {address for address, _ in self._installed} - keep:
+            self._remove(address)
+        self._of, self._returns, self._callbacks = symbols, set(), set()
+        there = {address for address, _ in self._installed}
+        self._functions = set()
+        for name in _CALLS if symbols is not None else ():
+            at = symbols.address(name) if symbols is not None else None
             if at is not None:
-                self._add(at, self._handler(name))
+                self._functions.add(at)
+                if at not in there:
+                    self._add(at, self._handler(name))
 
     def _add(self, address: int, handler: Callable[[Machine, int], bool | None]) -> None:
         self.machine.probe(address, handler)
@@ -540,14 +538,15 @@ class RuntimeChecker:
 
     def _flb_register(self, r: Registers) -> None:
         """liveupdate_register_flb(handler, flb); struct liveupdate_flb: ops, compatible."""
-        self._flb_learn(r["rsi"])
+        self.flb_learn(r["rsi"])
         self.state.kernel.flbs.setdefault(r["rsi"], set()).add(r["rdi"])
 
     def _flb_ask(self, r: Registers) -> None:
         """liveupdate_flb_get_incoming(flb, …), which may come before it is registered."""
-        self._flb_learn(r["rdi"])
+        self.flb_learn(r["rdi"])
 
-    def _flb_learn(self, flb: int) -> None:
+    def flb_learn(self, flb: int) -> None:
+        """There is an FLB: watch its own retrieve and finish."""
         k = self.state.kernel
         with self._checking("INV-44", RECEIVER):
             linux = self._linux
@@ -901,6 +900,7 @@ class RuntimeChecker:
         key = (k.generation, RECEIVER)
         if len(k.restored) == RESTORES_MAX:
             k.restored[phys] = 0
+            k.managed = None
             reason = f"more than {RESTORES_MAX} blocks were restored, too many to watch each"
             self.state.unknown.setdefault(key, {}).update(dict.fromkeys(("INV-37", "INV-38"), reason))
             symbols = self._symbols()

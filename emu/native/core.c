@@ -369,7 +369,8 @@ void leave_block(struct core *c, uintptr_t ra) {
 /* Tick of the access being made, by the last instruction of a block. */
 static u64 mmio_now(struct core *c) {
     uintptr_t ra = CPU_AT(c, uintptr_t, CPU_MEM_IO_PC);
-    if (!ra || !c->tb_insns) return c->clock->ticks;
+    /* A page walk does not set it: what is there then is of an earlier access, by another block. */
+    if (!c->tb_insns || ra - (uintptr_t)c->tb->code > c->tb->code_size) return c->clock->ticks;
     leave_block(c, ra);
     int i = insn_index_of_host(c->tb, ra);
     if (i < 0 || (u32)i >= c->tb_insns) return c->clock->ticks;
@@ -383,7 +384,6 @@ static u64 on_mmio_read(void *uc, u64 offset, unsigned size, void *user) {
     u64 now = mmio_now(c);
     c->mmio_reads++;
     u64 value = c->cb.mmio_read(base + offset, size, now);
-    CPU_AT(c, uintptr_t, CPU_MEM_IO_PC) = 0; /* page walks access memory without setting it */
     relimit(c);
     return value;
 }
@@ -394,7 +394,6 @@ static void on_mmio_write(void *uc, u64 offset, unsigned size, u64 value, void *
     u64 now = mmio_now(c);
     c->mmio_writes++;
     c->cb.mmio_write(base + offset, size, value, now);
-    CPU_AT(c, uintptr_t, CPU_MEM_IO_PC) = 0;
     relimit(c);
 }
 

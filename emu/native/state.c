@@ -74,7 +74,9 @@ EXPORT void core_state_load(struct core *c, const u64 *in) {
     struct env *env = c->env;
     for (int i = 0; i < 16; i++) env->regs[i] = *in++;
     env->eip = *in++;
-    load_flags(env, *in++);
+    /* Between runs the engine keeps all flags in eflags and takes them from there when it enters. */
+    load_flags(env, *in);
+    env->eflags |= *in++ & 0xcd5;
     env->hflags = (u32)*in++;
     env->hflags2 = (u32)*in++;
     for (int i = 0; i < 10; i++) {
@@ -121,6 +123,7 @@ EXPORT void core_state_load(struct core *c, const u64 *in) {
     c->tb = NULL;
     c->tb_insns = 0;
     c->stop_request = 0;
+    c->probed_at = NEVER; /* what observers saw is not the machine's state */
 }
 
 EXPORT void *core_env(struct core *c) { return c->env; }

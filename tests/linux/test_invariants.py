@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from emu.debug import guest
+from emu.debug import guest, invariants
 from emu.debug.invariants import _CALLS, OBSERVED, RuntimeChecker, State
 from emu.debug.linux import Linux, LuoSession
 from emu.debug.symbols import Symbols
@@ -75,6 +75,20 @@ def test_flbs(linux: LinuxBuild) -> None:
     result = updates.run(flb_build(), memory=256 << 20)
     assert result.ok, result.reasons
     assert set(result.updates[0]["checked"]) >= {"INV-18", "INV-44"}
+
+
+def test_too_many_blocks_to_watch(linux: LinuxBuild, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next kernel is watched again."""
+    monkeypatch.setattr(invariants, "RESTORES_MAX", 4)
+    spec = "S:one F:0x1:64K:all"
+    result = updates.run(
+        linux, before=[f"lu s1 {spec}"], after=[f"lu s2 {spec}"], updates=2, max_instructions=2**34
+    )
+    assert result.ok and result.violations == [], result.reasons
+    for u in result.updates:
+        assert "more than 4 blocks were restored" in u["not_checked"]["INV-37"]
+        assert "more than 4 blocks were restored" in u["not_checked"]["INV-38"]
+        assert "INV-45" in u["checked"]
 
 
 def test_nothing_is_claimed_of_a_kernel_without_symbols(linux: LinuxBuild) -> None:
@@ -219,6 +233,8 @@ class Rig:
         self.checker.state = copy.deepcopy(stage.state)
         self.generation, self.handover = stage.generation, stage.handover
         self.actions.clear()
+        for flb in self.checker.state.kernel.flbs:
+            self.checker.flb_learn(flb)
 
     # ---- looking and tampering -----------------------------------------------------------------
 
@@ -492,8 +508,12 @@ def freeze_during_shutdown(rig: Rig) -> int | None:
 
 @breaks("INV-48", "A")
 def freeze_with_kexec_in_progress(rig: Rig) -> int | None:
+    """At the first file only."""
+
     def tamper(rig: Rig, r: dict[str, int]) -> None:
-        rig.set(rig.address("kexec_in_progress"), 1, 1)
+        at = rig.address("kexec_in_progress")
+        rig.set(at, 1, 1)
+        rig.actions["memfd_luo_freeze"] = lambda rig, r: void(rig.set(at, 0, 1))
 
     rig.actions["memfd_luo_freeze"] = tamper
     rig.run_to("machine_kexec")

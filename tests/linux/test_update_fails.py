@@ -152,8 +152,8 @@ def test_a_kernel_without_symbols_is_not_verified(linux: LinuxBuild, tmp_path: P
 
 
 RUNNING = {id for id, row in TABLE.items() if set(row.how) & set("TU")} | {"INV-35", "INV-45"}
-"""Rows that speak of the running kernels. What a damage makes a kernel do may break these as well: a kernel that
-refuses a handover boots cold and uses all memory; one more page in the tree is one more page with the magic."""
+"""Rows that speak of the running kernels. What a damage makes a kernel do may break these as well: one that
+refuses a handover boots cold and uses all memory; one more page in the tree is one more with the magic."""
 
 
 def ids(result: Result) -> set[str]:

@@ -1,0 +1,335 @@
+"""Every way a run can end is a typed result; no guest makes the host raise, crash or hang."""
+
+from __future__ import annotations
+
+import random
+import struct
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emu.boot import Boot
+from emu.errors import ConfigError, ImageError
+from emu.machine import Machine, StopKind
+from kernels.build import project_root
+from tests.machine.guest import (
+    CODE,
+    DATA,
+    MMIO,
+    PD,
+    PML4,
+    assemble,
+    flat,
+    put,
+    run_sliced,
+    selftest,
+    selftest_image,
+)
+
+LIMIT = 3_000_000
+
+ACTIONS = {
+    "triple": StopKind.TRIPLE_FAULT,
+    "fault-delivering": StopKind.TRIPLE_FAULT,
+    "hang": StopKind.BUDGET,
+    "deadlock": StopKind.DEADLOCK,
+    "idle-forever": StopKind.DEADLOCK,
+    "nothing": StopKind.POWER_OFF,
+    "unmapped": StopKind.POWER_OFF,
+    "pagefault": StopKind.POWER_OFF,
+}
+
+
+@pytest.mark.parametrize("what", ACTIONS)
+def test_actions_of_the_selftest_guest(what: str) -> None:
+    with selftest(f"do={what}") as m:
+        stop = m.run(max_instructions=LIMIT)
+        assert stop.kind is ACTIONS[what], stop
+        assert stop.message and "\n" not in stop.message and "\n" not in str(stop)
+        wanted = m.state_hash()
+        assert (stop.ticks, stop.instructions) == (m.ticks, m.instructions)
+    if stop.kind is not StopKind.BUDGET:
+        with selftest(f"do={what}") as m:
+            m.run(until=stop.ticks - 200)
+            assert run_sliced(m, 5, steps=(1, 3, 20)) == stop
+            assert m.state_hash() == wanted
+
+
+def test_an_end_is_the_same_when_asked_again() -> None:
+    """Going on after the end of a run does not move a machine that cannot go on."""
+    for what in ("triple", "deadlock"):
+        with selftest(f"do={what}") as m:
+            stop = m.run(max_instructions=LIMIT)
+            again = m.run(max_instructions=LIMIT)
+            assert again.kind is stop.kind, f"{stop}\n{again}"
+            assert again.ticks - stop.ticks < 100
+
+
+def test_strict_memory_ends_at_the_access() -> None:
+    for access, what in (("mov eax, [rdi]", "read of"), ("mov [rdi], eax", "write to"), ("push [rdi]", "read of")):
+        text = f"mov edi, {MMIO + 0x124}\nnop\n{access}\n"
+        with flat(text + "nop\nnop\nhlt", strict=True) as m:
+            stop = m.run(until=1000)
+            assert stop.kind is StopKind.UNMAPPED
+            assert what in stop.message and f"{MMIO + 0x124:#x}" in stop.message
+            assert (stop.ticks, stop.rip) == (3, CODE + len(assemble(text)))
+            assert m.run(until=1000).kind is StopKind.DEADLOCK, "it can go on"
+        with flat(text + "hlt") as m:
+            assert m.run(until=1000).kind is StopKind.DEADLOCK
+            assert sum(m.bus.unclaimed.values()) >= 1, "counted"
+
+
+def test_strict_memory_lets_devices_and_ports_alone() -> None:
+    with flat("mov edi, 0xfee00000\nmov eax, [rdi + 0x20]\nmov dx, 0x777\nin al, dx\nhlt", strict=True) as m:
+        assert m.run(until=1000).kind is StopKind.DEADLOCK
+
+
+def test_strict_memory_of_the_selftest_guest() -> None:
+    with selftest("do=unmapped", strict=True) as m:
+        stop = m.run(max_instructions=LIMIT)
+        assert (stop.kind, "0x20000000" in stop.message) == (StopKind.UNMAPPED, True), stop
+
+
+def test_reads_of_nothing_are_all_ones() -> None:
+    with flat(f"mov edi, {MMIO}\nmov rax, [rdi]\nmov [rdi], rdi\nmov bl, [rdi + 3]\nmov dx, 0x777\nin eax, dx\nhlt") as m:
+        m.run(until=4)
+        r = m.registers()
+        assert (r["rax"], r["rbx"] & 0xFF) == ((1 << 64) - 1, 0xFF)
+        m.run(until=100)
+        assert m.registers()["rax"] == 0xFFFFFFFF
+
+
+@pytest.mark.parametrize("address", [0xA0000, 0x400000, MMIO, 0xFEE00000, 0xFFFFFFF0])
+def test_code_outside_memory(address: int) -> None:
+    """The jump is a typed end, wherever it leads: RAM ends at 4 MiB here."""
+    with flat(f"mov eax, {address}\njmp rax") as m:
+        stop = m.run(until=100_000, max_instructions=100_000)
+        assert stop.kind in (StopKind.ENGINE, StopKind.TRIPLE_FAULT), stop
+        assert "engine error" not in stop.message, "says what happened"
+        assert stop.ticks < 1000
+
+
+def test_page_tables_outside_memory() -> None:
+    for entry, at in ((0x0000_3000_0000_0003, PML4), (MMIO | 3, PML4), ((1 << 51) | 7, PD + 8), (MMIO | 3, PD + 8)):
+        with flat("mov rax, cr3\nmov cr3, rax\nmov eax, [0x200000]\nmov eax, 5\nhlt") as m:
+            m.memory.write(at, struct.pack("<Q", entry), by="test")
+            m.cpus[0].flush_tlb()
+            stop = m.run(until=100_000)
+            assert stop.kind in (StopKind.ENGINE, StopKind.TRIPLE_FAULT, StopKind.DEADLOCK), stop
+    with flat(f"mov eax, {MMIO}\nmov cr3, rax\nnop\nhlt") as m:
+        stop = m.run(until=100_000)
+        assert stop.kind in (StopKind.ENGINE, StopKind.TRIPLE_FAULT), stop
+
+
+def test_fault_while_delivering() -> None:
+    # the handler's stack is not there: double fault, whose stack is not there either
+    with flat("mov rsp, 0x200800\nud2", {6: "iretq", 8: "iretq"}) as m:
+        m.memory.write(PD + 8, bytes(8), by="test")
+        stop = m.run(until=1000)
+        assert (stop.kind, stop.ticks) == (StopKind.TRIPLE_FAULT, 1), stop
+        assert "vector" in stop.message
+    # IDT outside memory, and with no limit
+    for idt in ("mov rax, 0x7fffffff0000\npush rax\npush -1", "push 0\npush 0"):
+        with flat(f"{idt}\nlidt [rsp + 6]\nud2") as m:
+            assert m.run(until=1000).kind in (StopKind.TRIPLE_FAULT, StopKind.ENGINE)
+
+
+def test_power_off_reset_and_request() -> None:
+    ends = {
+        "mov dx, 0xcf9\nmov al, 6\nout dx, al": StopKind.RESET,
+        "mov al, 0xfe\nout 0x64, al": StopKind.RESET,
+        "mov edi, 0xfee00000\nmov dword ptr [rdi + 0x300], 0x44500": StopKind.RESET,
+    }
+    for text, kind in ends.items():
+        with flat(text + "\nnop\nhlt") as m:
+            stop = m.run(until=1000)
+            assert stop.kind is kind, f"{text}: {stop}"
+            assert stop.rip == CODE + len(assemble(text)), "right after the instruction"
+
+
+def test_a_guest_that_loops_for_ever_ends_at_the_budget() -> None:
+    for text in (
+        "1: jmp 1b", "1: jmp 2f\n2: jmp 1b", "1: pause\njmp 1b", "1: int3\njmp 1b", "1: ud2", "1: mov eax, [rdi]\njmp 1b",
+        f"1: mov edi, {DATA}\nmov ecx, 0xffffff\nmov al, 0x90\nrep stosb\njmp 1b", "sti\n1: hlt\njmp 1b",
+    ):  # fmt: skip
+        code = f"mov edi, {MMIO}\n" + ("mov rbx, 0xfee00000\nmov dword ptr [rbx + 0x320], 0x20040\n"
+               "mov dword ptr [rbx + 0x380], 777\n" if "hlt" in text else "") + text  # fmt: skip
+        with flat(code, {3: "iretq", 6: "iretq", 0x40: "mov dword ptr [rbx + 0xb0], 0\niretq"}) as m:
+            for budget in (1_000, 33_333):
+                stop = m.run(max_instructions=budget)
+                assert (stop.kind, stop.instructions) == (StopKind.BUDGET, budget), f"{text}: {stop}"
+
+
+def test_interrupt_storm_ends_at_the_budget() -> None:
+    """A handler that raises its own interrupt again."""
+    again = "mov dword ptr [rdi + 0xb0], 0\nmov dword ptr [rdi + 0x300], 0x44041\niretq"
+    with flat("mov edi, 0xfee00000\nsti\nmov dword ptr [rdi + 0x300], 0x44041\n1: jmp 1b", {0x41: again}) as m:
+        stop = m.run(max_instructions=10_000)
+        assert (stop.kind, stop.instructions) == (StopKind.BUDGET, 10_000)
+
+
+# ---- rubbish -------------------------------------------------------------------------------------
+
+TYPED = set(StopKind)
+
+
+def run_rubbish(code: bytes, seed: int) -> None:
+    """Execute bytes as 64-bit ring 0 code, with handlers that mostly go on somewhere."""
+    skip = "add qword ptr [rsp], 1\niretq"
+    error = "add rsp, 8\nadd qword ptr [rsp], 1\niretq"
+    handlers = {v: error if v in (8, 10, 11, 12, 13, 14, 17) else skip for v in (*range(20), 0x40, 0xFF)}
+    with Machine(4 << 20) as m:
+        # Zeros are stores; where they go to the page that is being executed, a thousand take a second.
+        m.memory.write(CODE, b"\x90\xf4" * 0x8000, by="test")
+        m.memory.write(0x30000, b"\x90\xf4" * 0x38000, by="test")
+        put(m, code, handlers)
+        rng = random.Random(seed)
+        m.cpus[0].set_registers(
+            **{n: rng.choice([0, 1, DATA, MMIO, 0xFEE00000, rng.getrandbits(64)]) for n in ("rax", "rbx", "rcx", "rdx")},
+            **{n: rng.choice([DATA, MMIO, CODE]) for n in ("rsi", "rdi", "rbp")},
+            r8=DATA, r9=0x500, rflags=0x202,
+        )  # fmt: skip
+        stop = m.run(max_instructions=10_000, until=50_000_000)
+        assert stop.kind in TYPED
+        assert stop.instructions <= 10_000
+        m.state_hash()
+
+
+@settings(max_examples=120)
+@given(code=st.binary(min_size=16, max_size=400), seed=st.integers(0, 1 << 32))
+def test_any_bytes_as_code(code: bytes, seed: int) -> None:
+    run_rubbish(code * 2, seed)
+
+
+OPCODES = (
+    "0f01d8 0f01d9 0f01da 0f01db 0f01dc 0f01dd 0f01de 0f01df 0f01f8 0f01f9 0f01d0 0f01d1 0f00d8 0f00d0 0f0110 0f0118"
+    " 0f30 0f32 0f31 0f33 0f05 0f07 0f34 0f35 0f09 0f08 0f20c0 0f22c0 0f20d8 0f22d8 0f20e0 0f22e0 0f22d0 440f22c0"
+    " 0f21c0 0f23f8 0f23c0 cf 48cf cb ca0800 c3 ec ed ee ef 6c 6d 6e 6f f36c f36e f3a4 f3aa f3a6 f2ae fa fb f4 f1 cc"
+    " cd40 9d 9c 8ed0 8ed8 8ee0 0fae00 0fae08 0fae20 0fae28 0fc7f0 0fc7f8 c5f877 62f17c4858c0 0f0b 0fff 0fa2 0f0100"
+    " 0fc708 480fc708 f00fb10e 0fb2 0f38f0 660f3a0fc105 dbe3 d9e8 dff0 ddd8 9b d93e dd36 0f77 0f6fc1 660fefc0 e8fbffffff"
+    " 0f01c8 0f01c1 f3900f01f9 0f1f00 ff27 ff2f ff1f 0f6f07 48a5 f348a5 8707 f00fc107 0fc8 e0fe e2fe e3fe"
+).split()
+
+
+@settings(max_examples=120)
+@given(
+    code=st.lists(st.one_of(st.sampled_from([bytes.fromhex(o) for o in OPCODES]), st.binary(max_size=3)), max_size=60),
+    seed=st.integers(0, 1 << 32),
+)
+def test_privileged_instructions_in_any_order(code: list[bytes], seed: int) -> None:
+    run_rubbish(b"".join(code) * 4, seed)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("batch", range(40))
+def test_any_bytes_as_code_campaign(batch: int) -> None:
+    rng = random.Random(batch)
+    pieces = [bytes.fromhex(o) for o in OPCODES]
+    for i in range(500):
+        if i % 2:
+            code = rng.randbytes(rng.randint(16, 2000))
+        else:
+            code = b"".join(
+                rng.choice(pieces) if rng.random() < 0.6 else rng.randbytes(rng.randint(1, 4)) for _ in range(300)
+            )
+        run_rubbish(code[:60_000], batch << 16 | i)
+
+
+def test_any_bytes_as_code_do_not_depend_on_slicing() -> None:
+    for seed in range(60):
+        rng = random.Random(seed)
+        pieces = [bytes.fromhex(o) for o in OPCODES if o not in ("fa", "f4")]
+        code = b"".join(rng.choice(pieces) if rng.random() < 0.4 else rng.randbytes(2) for _ in range(200))
+        ends = []
+        for sliced in (False, True):
+            with Machine(4 << 20) as m:
+                put(m, code, {v: "add qword ptr [rsp], 1\niretq" for v in (0, 1, 3, 5, 6, 7, 16, 18, 19)})
+                m.cpus[0].set_registers(rbx=DATA, rdi=DATA, rsi=DATA, rax=DATA, rcx=9, rdx=0x500)
+                stop = run_sliced(m, seed, 3000, steps=(1, 2, 5, 40)) if sliced else m.run(until=3000)
+                ends.append((stop.kind, stop.ticks, stop.rip, m.state_hash()))
+        assert ends[0] == ends[1], f"seed {seed}"
+
+
+def boots(image: bytes) -> None:
+    """Boots to a typed end, or is refused."""
+    with Machine(16 << 20) as m:
+        try:
+            m.boot(Boot(image, "console=ttyS0"))
+        except (ImageError, ConfigError):
+            return
+        assert m.run(max_instructions=2_000, until=50_000_000).kind in TYPED  # zeros are slow
+
+
+@settings(max_examples=100)
+@given(data=st.data())
+def test_mutated_elf_kernels(data: st.DataObject) -> None:
+    image = bytearray(selftest_image())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.one_of(st.integers(0, 63), st.integers(64, 600), st.integers(0, len(image) - 1)))
+        image[at] = data.draw(st.integers(0, 255))
+    boots(bytes(image))
+
+
+def bzimage(*, code: bytes = b"\xf4", preferred: int = 0x100000, init_size: int = 0x10000, version: int = 0x20F) -> bytes:
+    """The smallest image with a 64-bit entry: one setup sector, `code` at the entry."""
+    image = bytearray(1024)
+    image[0x1F1] = 1
+    payload = bytes(0x200) + code
+    payload = payload.ljust((len(payload) + 15) // 16 * 16, b"\0")
+    struct.pack_into("<I", image, 0x1F4, len(payload) // 16)
+    image[0x200:0x202] = b"\xeb\x66"
+    image[0x202:0x206] = b"HdrS"
+    struct.pack_into("<H", image, 0x206, version)
+    struct.pack_into("<I", image, 0x22C, 0x7FFFFFFF)
+    struct.pack_into("<I", image, 0x230, 0x200000)
+    image[0x234] = 1
+    struct.pack_into("<H", image, 0x236, 1)
+    struct.pack_into("<I", image, 0x238, 2047)
+    struct.pack_into("<QI", image, 0x258, preferred, init_size)
+    return bytes(image) + payload
+
+
+def test_the_smallest_bzimage_runs() -> None:
+    with Machine(16 << 20) as m:
+        m.boot(Boot(bzimage(code=assemble("nop\nmov eax, [rsi + 0x1f1]\nhlt"))))
+        stop = m.run(until=1000)
+        assert (stop.kind, stop.instructions) == (StopKind.DEADLOCK, 3)
+
+
+@settings(max_examples=150)
+@given(data=st.data())
+def test_mutated_bzimages(data: st.DataObject) -> None:
+    image = bytearray(bzimage(code=bytes.fromhex("90f4")))
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.one_of(st.integers(0x1F1, 0x268), st.integers(0, len(image) - 1)))
+        image[at] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.one_of(st.just(len(image)), st.integers(0, len(image))))
+    boots(bytes(image[:cut]))
+
+
+@settings(max_examples=100)
+@given(data=st.binary(max_size=2000))
+def test_any_bytes_as_a_kernel(data: bytes) -> None:
+    for image in (data, b"\x7fELF\x02\x01\x01" + data):
+        boots(image)
+
+
+CRASH = """
+import sys
+from tests.machine.test_ends import run_rubbish
+for seed in range(150):
+    import random
+    run_rubbish(random.Random(seed).randbytes(3000), seed)
+print("alive")
+"""
+
+
+def test_rubbish_does_not_harm_the_process() -> None:
+    run = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", CRASH],
+        cwd=project_root(), capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert (run.returncode, run.stdout) == (0, "alive\n"), run.stderr
