@@ -31,6 +31,7 @@ ACPI_ROOM = 0x20000
 _GDT_AT, _TABLES_AT, _BOOT_PARAMS_AT, _CMDLINE_AT = 0x7000, 0x8000, 0x10000, 0x20000
 _SETUP_DATA_AT, _START_INFO_AT = 0x21000, 0x6000
 _STACK_TOP = 0x7000
+_LOW_END = 0x9FC00
 _RSDP_AT = 0xF0000
 _CMDLINE_MAX = 4095
 _PVH_NOTE = 18
@@ -268,6 +269,8 @@ def _enter_linux64(m: Machine, b: Boot, entry: int, header: bytes, end: int, top
         if i == 0:
             link = at
         following = at + (16 + len(payload) + 7 & ~7)
+        if following > _LOW_END:
+            raise ConfigError(f"{len(payload):#x} bytes of setup_data do not fit below {_LOW_END:#x}")
         more = following if i + 1 < len(b.setup_data) else 0
         m.memory.write(at, struct.pack("<QII", more, kind, len(payload)) + payload, by="loader")
         at = following

@@ -396,6 +396,7 @@ class Cpu:
         words, tlb = frozen
         self.lib.core.core_state_load(self.core, words)
         self.lib.core.core_tlb_load(self.core, tlb, U64(len(tlb) // 16))
+        self.lib.core.core_forget_probe(self.core)
 
     def registers(self) -> dict[str, int]:
         """The architectural state by name."""

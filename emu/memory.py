@@ -128,8 +128,8 @@ class Memory:
         self._bookkeeping = [np.frombuffer(m, np.uint8) for m in self._maps[1:]]
         # One huge page would make a page that the guest touches cost 2 MiB of the host.
         self._maps[0].madvise(mmap.MADV_NOHUGEPAGE)
-        self.view: U8Array = self._ram.view()
-        self.view.flags.writeable = False
+        # Read-only for good: the flag of a mere view of `_ram` could be set again.
+        self.view: U8Array = np.frombuffer(memoryview(self._maps[0]).toreadonly(), np.uint8)
         host = self._ram.ctypes.data
         code, dirty, listed = (a.ctypes.data for a in self._bookkeeping)
         self.header = RamHeader(host=host, size=size, low=self.low, code=code, dirty=dirty, dirty_list=listed)

@@ -24,13 +24,16 @@ def _entry(m: Machine, at: int) -> int:
 
 
 def translate(m: Machine, address: int, cr3: int | None = None) -> int:
-    """Physical address of a virtual one by the CPU's current tables. Raises NotMapped."""
-    registers = m.cpus[0].registers()
-    if not registers["cr0"] >> 31:
-        return address
-    table = (registers["cr3"] if cr3 is None else cr3) & _ADDRESS
-    if not registers["efer"] & 0x400:
-        raise NotMapped("only 64-bit paging can be looked through", f"{address:#x}")
+    """Physical address of a virtual one by the CPU's current tables, or those of 64-bit paging that ``cr3``
+    points to. Raises NotMapped."""
+    if cr3 is None:
+        registers = m.cpus[0].registers()
+        if not registers["cr0"] >> 31:
+            return address
+        if not registers["efer"] & 0x400:
+            raise NotMapped("only 64-bit paging can be looked through", f"{address:#x}")
+        cr3 = registers["cr3"]
+    table = cr3 & _ADDRESS
     try:
         for shift in (39, 30, 21, 12):
             entry = _entry(m, table + 8 * (address >> shift & 511))

@@ -93,7 +93,6 @@ _CALLS: dict[str, str] = {
     "kho_preserve_vmalloc": "_preserve_array",
     "memfd_luo_unpreserve": "_unpreserve",
     "luo_file_unpreserve_files": "_mutates",
-    "luo_session_insert": "_mutates",
     "luo_session_serialize": "_serialize",
     "luo_file_freeze": "_freeze_files",
     "memfd_luo_freeze": "_freeze",
@@ -149,6 +148,8 @@ class Received:
     number: int
     kexec_count: int | None
     luo: Luo | None
+    names: frozenset[str]
+    """of the sessions"""
     files: dict[int, SerializedFile]
     """by handle"""
     consumed: Words
@@ -256,6 +257,9 @@ class RuntimeChecker:
         self._returns: set[int] = set()
         self._callbacks: set[int] = set()
         self._of: Symbols | None = None
+        self._view: Linux | None = None
+        """good until the machine runs on"""
+        self._registers: Registers | None = None
         self._install()
 
     # ---- probes --------------------------------------------------------------------------------
@@ -296,6 +300,7 @@ class RuntimeChecker:
 
     def entered(self, function: str, registers: Registers) -> None:
         """A function of the kernel is about to begin with these registers."""
+        self._view, self._registers = None, registers
         method: Callable[[Registers], None] = getattr(self, _CALLS[function])
         method(registers)
 
@@ -303,10 +308,12 @@ class RuntimeChecker:
 
     @property
     def _linux(self) -> Linux:
-        symbols = self._symbols()
-        if symbols is None:
-            raise UnknownLayout("the kernel's symbols are not known")
-        return Linux(self.machine, symbols)
+        if self._view is None:
+            symbols = self._symbols()
+            if symbols is None:
+                raise UnknownLayout("the kernel's symbols are not known")
+            self._view = Linux(self.machine, symbols, self._registers)
+        return self._view
 
     @contextmanager
     def _checking(self, id: str, side: str) -> Iterator[None]:
@@ -356,6 +363,7 @@ class RuntimeChecker:
 
     def moment(self, when: str, generation: int, handover: Handover | None) -> None:
         """A moment of an update: J (with the handover), K, F; or "end" of the run."""
+        self._view = self._registers = None
         if when == "J":
             self._jump(handover)
         elif self._symbols() is None:
@@ -456,6 +464,7 @@ class RuntimeChecker:
 
     def serialize_returned(self, value: int) -> None:
         """luo_session_serialize has returned this."""
+        self._view = self._registers = None
         k = self.state.kernel
         k.serialize = "failed" if value else "done"
         if value:
@@ -547,6 +556,7 @@ class RuntimeChecker:
 
     def flb_learn(self, flb: int) -> None:
         """There is an FLB: watch its own retrieve and finish."""
+        self._view = self._registers = None
         k = self.state.kernel
         with self._checking("INV-44", RECEIVER):
             linux = self._linux
@@ -569,6 +579,7 @@ class RuntimeChecker:
 
     def flb_called(self, what: str, r: Registers) -> None:
         """An FLB's own retrieve or finish is called; struct liveupdate_flb_op_args: flb, data, obj."""
+        self._view = self._registers = None
         k = self.state.kernel
         with self._checking("INV-44", RECEIVER):
             linux = self._linux
@@ -1021,8 +1032,7 @@ class RuntimeChecker:
         with self._checking("INV-42", RECEIVER):
             linux = self._linux
             name, where = linux.text(r["rdi"], NAME_SIZE), linux.where(r["rdi"])
-            sent = {s.name for s in k.received.luo.sessions} if k.received.luo is not None else set()
-            if name != asked or name not in sent:
+            if name != asked or name not in k.received.names:
                 self._violate(
                     "INV-42", RECEIVER, "run", f'"{asked}" was asked for, session "{name}" is given', where
                 )
@@ -1073,7 +1083,8 @@ class RuntimeChecker:
             return
         self._finish_complete()
         with self._checking("INV-43", RECEIVER):
-            files = self._linux.files(r["rdi"])
+            # most sessions are closed after their finish, with no file left
+            files = self._linux.files(r["rdi"]) if self._linux.number(r["rdi"] + 72) else []
             k.finishing = [f.data for f in files]
             k.finishing_all = len(files)
         if not k.finishing_all:
@@ -1191,6 +1202,7 @@ def _received(handover: Handover, snapshot: Snapshot) -> Received:
         luo.liveupdate_num if luo is not None else 0,
         handover.metadata.kexec_count if handover.metadata is not None else None,
         luo,
+        frozenset(s.name for s in luo.sessions) if luo is not None else frozenset(),
         files,
         consumed,
         snapshot,

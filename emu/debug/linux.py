@@ -95,11 +95,19 @@ class LuoSession:
 
 
 class Linux:
-    """A running Linux. All methods raise UnknownLayout where something is not as it must be."""
+    """A running Linux, stopped: make a new one whenever it has run on.
 
-    def __init__(self, machine: Machine, symbols: Symbols) -> None:
+    All methods raise UnknownLayout where something is not as it must be.
+    """
+
+    def __init__(self, machine: Machine, symbols: Symbols, registers: dict[str, int] | None = None) -> None:
+        """``registers`` are the CPU's, from whoever has them already."""
         self.machine = machine
         self.symbols = symbols
+        self._pages: dict[int, int] = {}
+        if registers is None or "cr3" not in registers:
+            registers = machine.cpus[0].registers()
+        self._cr3 = registers["cr3"] if registers["cr0"] >> 31 and registers["efer"] & 0x400 else None
 
     # ---- memory --------------------------------------------------------------------------------
 
@@ -112,10 +120,16 @@ class Linux:
 
     def read(self, address: int, size: int) -> bytes:
         """Bytes at a virtual address."""
-        try:
-            return guest.read(self.machine, address, size)
-        except guest.NotMapped as e:
-            raise UnknownLayout(f"{address:#x} cannot be read: {e.message}") from None
+        out = b""
+        while size:
+            piece = min(size, PAGE_SIZE - address % PAGE_SIZE)
+            try:
+                out += self.machine.memory.read(self.phys(address), piece).tobytes()
+            except AddressError as e:
+                raise UnknownLayout(f"{address:#x} cannot be read: {e.message}") from None
+            address += piece
+            size -= piece
+        return out
 
     def number(self, address: int, size: int = 8) -> int:
         """The unsigned number at a virtual address."""
@@ -130,16 +144,21 @@ class Linux:
 
     def phys(self, address: int) -> int:
         """Physical address of a virtual one."""
-        try:
-            return guest.translate(self.machine, address)
-        except guest.NotMapped as e:
-            raise UnknownLayout(f"{address:#x} has no physical address: {e.message}") from None
+        page, offset = divmod(address, PAGE_SIZE)
+        found = self._pages.get(page)
+        if found is None:
+            try:
+                found = guest.translate(self.machine, address - offset, self._cr3)
+            except guest.NotMapped as e:
+                raise UnknownLayout(f"{address:#x} has no physical address: {e.message}") from None
+            self._pages[page] = found
+        return found + offset
 
     def where(self, address: int) -> int | None:
         """Physical address of a virtual one for a message, None if there is none."""
         try:
-            return guest.translate(self.machine, address)
-        except (guest.NotMapped, AddressError):
+            return self.phys(address)
+        except UnknownLayout:
             return None
 
     def text(self, address: int, size: int) -> str:

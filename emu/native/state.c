@@ -123,8 +123,10 @@ EXPORT void core_state_load(struct core *c, const u64 *in) {
     c->tb = NULL;
     c->tb_insns = 0;
     c->stop_request = 0;
-    c->probed_at = NEVER; /* what observers saw is not the machine's state */
 }
+
+/* Another point in time: what observers saw last is not to be remembered. */
+EXPORT void core_forget_probe(struct core *c) { c->probed_at = NEVER; }
 
 EXPORT void *core_env(struct core *c) { return c->env; }
 EXPORT struct core *core_self(struct core *c) { return c; }

@@ -19,7 +19,7 @@ from pathlib import Path
 from elftools.elf.elffile import ELFFile
 
 from emu.boot import Boot
-from emu.machine import Machine, Snapshot, Stop, StopKind
+from emu.machine import Machine, Stop, StopKind
 from emu.selfcheck import write_flat_guest
 from kernels.build import TARGETS, build, project_root, zig
 
@@ -49,7 +49,9 @@ def assemble(text: str) -> bytes:
         assert run.returncode == 0, f"{run.stderr}\n{text}"
         image = ELFFile(io.BytesIO(made.read_bytes()))
         assert image.get_section_by_name(".rela.text") is None, f"needs relocation:\n{text}"
-        data = image.get_section_by_name(".text").data()
+        section = image.get_section_by_name(".text")
+        assert section is not None
+        data = section.data()
         assert isinstance(data, bytes)
         return data
 

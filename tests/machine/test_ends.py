@@ -70,11 +70,11 @@ def test_an_end_is_the_same_when_asked_again() -> None:
 
 def test_strict_memory_ends_at_the_access() -> None:
     for access, what in (("mov eax, [rdi]", "read of"), ("mov [rdi], eax", "write to"), ("push [rdi]", "read of")):
-        text = f"mov edi, {MMIO + 0x124}\nnop\n{access}\n"
+        text = f"mov edi, {MMIO + 0x128}\nnop\n{access}\n"
         with flat(text + "nop\nnop\nhlt", strict=True) as m:
             stop = m.run(until=1000)
             assert stop.kind is StopKind.UNMAPPED
-            assert what in stop.message and f"{MMIO + 0x124:#x}" in stop.message
+            assert what in stop.message and f"{MMIO + 0x128:#x}" in stop.message
             assert (stop.ticks, stop.rip) == (3, CODE + len(assemble(text)))
             assert m.run(until=1000).kind is StopKind.DEADLOCK, "it can go on"
         with flat(text + "hlt") as m:
@@ -198,20 +198,13 @@ def run_rubbish(code: bytes, seed: int) -> None:
         m.state_hash()
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(code=st.binary(min_size=16, max_size=400), seed=st.integers(0, 1 << 32))
 def test_any_bytes_as_code(code: bytes, seed: int) -> None:
     run_rubbish(code * 2, seed)
 
 
-OPCODES = (
-    "0f01d8 0f01d9 0f01da 0f01db 0f01dc 0f01dd 0f01de 0f01df 0f01f8 0f01f9 0f01d0 0f01d1 0f00d8 0f00d0 0f0110 0f0118"
-    " 0f30 0f32 0f31 0f33 0f05 0f07 0f34 0f35 0f09 0f08 0f20c0 0f22c0 0f20d8 0f22d8 0f20e0 0f22e0 0f22d0 440f22c0"
-    " 0f21c0 0f23f8 0f23c0 cf 48cf cb ca0800 c3 ec ed ee ef 6c 6d 6e 6f f36c f36e f3a4 f3aa f3a6 f2ae fa fb f4 f1 cc"
-    " cd40 9d 9c 8ed0 8ed8 8ee0 0fae00 0fae08 0fae20 0fae28 0fc7f0 0fc7f8 c5f877 62f17c4858c0 0f0b 0fff 0fa2 0f0100"
-    " 0fc708 480fc708 f00fb10e 0fb2 0f38f0 660f3a0fc105 dbe3 d9e8 dff0 ddd8 9b d93e dd36 0f77 0f6fc1 660fefc0 e8fbffffff"
-    " 0f01c8 0f01c1 f3900f01f9 0f1f00 ff27 ff2f ff1f 0f6f07 48a5 f348a5 8707 f00fc107 0fc8 e0fe e2fe e3fe"
-).split()
+OPCODES = ["0f01d8", "0f01d9", "0f01da", "0f01db", "0f01dc", "0f01dd", "0f01de", "0f01df", "0f01f8", "0f01f9", "0f01d0", "0f01d1", "0f00d8", "0f00d0", "0f0110", "0f0118", "0f30", "0f32", "0f31", "0f33", "0f05", "0f07", "0f34", "0f35", "0f09", "0f08", "0f20c0", "0f22c0", "0f20d8", "0f22d8", "0f20e0", "0f22e0", "0f22d0", "440f22c0", "0f21c0", "0f23f8", "0f23c0", "cf", "48cf", "cb", "ca0800", "c3", "ec", "ed", "ee", "ef", "6c", "6d", "6e", "6f", "f36c", "f36e", "f3a4", "f3aa", "f3a6", "f2ae", "fa", "fb", "f4", "f1", "cc", "cd40", "9d", "9c", "8ed0", "8ed8", "8ee0", "0fae00", "0fae08", "0fae20", "0fae28", "0fc7f0", "0fc7f8", "c5f877", "62f17c4858c0", "0f0b", "0fff", "0fa2", "0f0100", "0fc708", "480fc708", "f00fb10e", "0fb2", "0f38f0", "660f3a0fc105", "dbe3", "d9e8", "dff0", "ddd8", "9b", "d93e", "dd36", "0f77", "0f6fc1", "660fefc0", "e8fbffffff", "0f01c8", "0f01c1", "f3900f01f9", "0f1f00", "ff27", "ff2f", "ff1f", "0f6f07", "48a5", "f348a5", "8707", "f00fc107", "0fc8", "e0fe", "e2fe", "e3fe"]
 
 
 @settings(max_examples=120)
@@ -246,7 +239,7 @@ def test_any_bytes_as_code_do_not_depend_on_slicing() -> None:
         ends = []
         for sliced in (False, True):
             with Machine(4 << 20) as m:
-                put(m, code, {v: "add qword ptr [rsp], 1\niretq" for v in (0, 1, 3, 5, 6, 7, 16, 18, 19)})
+                put(m, code, dict.fromkeys((0, 1, 3, 5, 6, 7, 16, 18, 19), "add qword ptr [rsp], 1\niretq"))
                 m.cpus[0].set_registers(rbx=DATA, rdi=DATA, rsi=DATA, rax=DATA, rcx=9, rdx=0x500)
                 stop = run_sliced(m, seed, 3000, steps=(1, 2, 5, 40)) if sliced else m.run(until=3000)
                 ends.append((stop.kind, stop.ticks, stop.rip, m.state_hash()))
@@ -263,7 +256,7 @@ def boots(image: bytes) -> None:
         assert m.run(max_instructions=2_000, until=50_000_000).kind in TYPED  # zeros are slow
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_mutated_elf_kernels(data: st.DataObject) -> None:
     image = bytearray(selftest_image())
@@ -320,9 +313,9 @@ def test_any_bytes_as_a_kernel(data: bytes) -> None:
 CRASH = """
 import sys
 from tests.machine.test_ends import run_rubbish
-for seed in range(150):
+for seed in range(25):
     import random
-    run_rubbish(random.Random(seed).randbytes(3000), seed)
+    run_rubbish(random.Random(seed).randbytes(1000), seed)
 print("alive")
 """
 

@@ -91,7 +91,7 @@ def busy_addresses(name: str, count: int, seed: int) -> tuple[int, ...]:
     """Addresses of instructions that the workload executes, in the middle of blocks mostly: where it
     was when it was stopped at random times."""
     rng = random.Random(seed)
-    found = set()
+    found: set[int] = set()
     with selftest(WORKLOADS[name]) as m:
         m.run(until=165_000)
         while len(found) < count:

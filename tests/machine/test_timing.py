@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import pytest
@@ -497,8 +497,17 @@ def test_stop_from_a_device_takes_effect_at_the_next_instruction() -> None:
         text = f"mov edi, {MMIO}\nmov edx, 0x500\nnop\n" + instruction.replace(f"[{MMIO}]", "[rdi]") + "\n"
         after = CODE + len(assemble(text))
         with flat(text + "nop\n" * 10 + "hlt") as m:
-            m.bus.add(Region("mmio", MMIO, 8, lambda o, s, n: m.stop() or 0, lambda o, s, v, n: m.stop()))  # noqa: B023
-            m.bus.add(Region("io", 0x500, 8, lambda o, s, n: m.stop() or 0, lambda o, s, v, n: m.stop()))  # noqa: B023
+            stop_now = m.stop
+
+            def read(offset: int, size: int, now: int, end: Callable[[], None] = stop_now) -> int:
+                end()
+                return 0
+
+            def write(offset: int, size: int, value: int, now: int, end: Callable[[], None] = stop_now) -> None:
+                end()
+
+            m.bus.add(Region("mmio", MMIO, 8, read, write))
+            m.bus.add(Region("io", 0x500, 8, read, write))
             stop = m.run(until=1000)
             assert (stop.kind, stop.rip, stop.ticks) == (StopKind.REQUEST, after, 4)
             assert m.run(until=1000).kind is StopKind.DEADLOCK
