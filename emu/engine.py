@@ -76,6 +76,12 @@ def _engine_path() -> Path:
     path = folder if folder.is_file() else folder / "libunicorn.so.2"
     if not path.is_file():
         raise UnsupportedHost(f"no libunicorn.so.2 in {folder}: pip install --force-reinstall unicorn==2.1.4")
+    # The dynamic linker dies of a file that ends early.
+    with path.open("rb") as f:
+        head = f.read(64)
+    sections, count = int.from_bytes(head[40:48], "little"), int.from_bytes(head[60:62], "little")
+    if head[:4] == b"\x7fELF" and path.stat().st_size < sections + 64 * count:
+        raise UnsupportedHost("the engine cannot be loaded: its file is truncated")
     return path
 
 

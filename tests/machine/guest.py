@@ -86,9 +86,7 @@ def put(m: Machine, code: str | bytes, handlers: Mapping[int, str] | None = None
     )  # fmt: skip
     write(GDT, struct.pack("<7Q", *descriptors))
     write(TSS, struct.pack("<IQQQ", 0, STACK, STACK, STACK).ljust(0x66, b"\0") + b"\x68\0")
-    m.cpus[0].set_registers(
-        gdtr__limit=55, tr__selector=0x28, tr__base=TSS, tr__limit=0x67, tr__flags=0x8B00
-    )
+    m.cpus[0].set_registers(gdtr__limit=55, tr__selector=0x28, tr__base=TSS, tr__limit=0x67, tr__flags=0x8B00)
     write(CODE, assemble(code) if isinstance(code, str) else code)
     for i, (vector, text) in enumerate(sorted((handlers or {}).items())):
         at = HANDLERS + i * 0x400
@@ -181,5 +179,3 @@ def run_sliced(
             return stop
         rng.choice(disturb)(m, rng)
     return m.run(until=until)
-
-

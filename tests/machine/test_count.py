@@ -110,7 +110,9 @@ def test_known_count(name: str) -> None:
             assert m.state_hash() == wanted, f"seed {seed}"
 
 
-@pytest.mark.parametrize("name", ["loop", "fault in the middle of REP", "syscall and sysret", "straight line"])
+@pytest.mark.parametrize(
+    "name", ["loop", "fault in the middle of REP", "syscall and sysret", "straight line"]
+)
 def test_stops_at_any_count(name: str) -> None:
     """`until=n` on a fresh machine ends at n with the same state as single steps give."""
     total = min(int(str(KNOWN[name][2])), 120)

@@ -69,7 +69,11 @@ def test_an_end_is_the_same_when_asked_again() -> None:
 
 
 def test_strict_memory_ends_at_the_access() -> None:
-    for access, what in (("mov eax, [rdi]", "read of"), ("mov [rdi], eax", "write to"), ("push [rdi]", "read of")):
+    for access, what in (
+        ("mov eax, [rdi]", "read of"),
+        ("mov [rdi], eax", "write to"),
+        ("push [rdi]", "read of"),
+    ):
         text = f"mov edi, {MMIO + 0x128}\nnop\n{access}\n"
         with flat(text + "nop\nnop\nhlt", strict=True) as m:
             stop = m.run(until=1000)
@@ -94,7 +98,9 @@ def test_strict_memory_of_the_selftest_guest() -> None:
 
 
 def test_reads_of_nothing_are_all_ones() -> None:
-    with flat(f"mov edi, {MMIO}\nmov rax, [rdi]\nmov [rdi], rdi\nmov bl, [rdi + 3]\nmov dx, 0x777\nin eax, dx\nhlt") as m:
+    with flat(
+        f"mov edi, {MMIO}\nmov rax, [rdi]\nmov [rdi], rdi\nmov bl, [rdi + 3]\nmov dx, 0x777\nin eax, dx\nhlt"
+    ) as m:
         m.run(until=4)
         r = m.registers()
         assert (r["rax"], r["rbx"] & 0xFF) == ((1 << 64) - 1, 0xFF)
@@ -113,7 +119,12 @@ def test_code_outside_memory(address: int) -> None:
 
 
 def test_page_tables_outside_memory() -> None:
-    for entry, at in ((0x0000_3000_0000_0003, PML4), (MMIO | 3, PML4), ((1 << 51) | 7, PD + 8), (MMIO | 3, PD + 8)):
+    for entry, at in (
+        (0x0000_3000_0000_0003, PML4),
+        (MMIO | 3, PML4),
+        ((1 << 51) | 7, PD + 8),
+        (MMIO | 3, PD + 8),
+    ):
         with flat("mov rax, cr3\nmov cr3, rax\nmov eax, [0x200000]\nmov eax, 5\nhlt") as m:
             m.memory.write(at, struct.pack("<Q", entry), by="test")
             m.cpus[0].flush_tlb()
@@ -166,7 +177,9 @@ def test_a_guest_that_loops_for_ever_ends_at_the_budget() -> None:
 def test_interrupt_storm_ends_at_the_budget() -> None:
     """A handler that raises its own interrupt again."""
     again = "mov dword ptr [rdi + 0xb0], 0\nmov dword ptr [rdi + 0x300], 0x44041\niretq"
-    with flat("mov edi, 0xfee00000\nsti\nmov dword ptr [rdi + 0x300], 0x44041\n1: jmp 1b", {0x41: again}) as m:
+    with flat(
+        "mov edi, 0xfee00000\nsti\nmov dword ptr [rdi + 0x300], 0x44041\n1: jmp 1b", {0x41: again}
+    ) as m:
         stop = m.run(max_instructions=10_000)
         assert (stop.kind, stop.instructions) == (StopKind.BUDGET, 10_000)
 
@@ -204,12 +217,127 @@ def test_any_bytes_as_code(code: bytes, seed: int) -> None:
     run_rubbish(code * 2, seed)
 
 
-OPCODES = ["0f01d8", "0f01d9", "0f01da", "0f01db", "0f01dc", "0f01dd", "0f01de", "0f01df", "0f01f8", "0f01f9", "0f01d0", "0f01d1", "0f00d8", "0f00d0", "0f0110", "0f0118", "0f30", "0f32", "0f31", "0f33", "0f05", "0f07", "0f34", "0f35", "0f09", "0f08", "0f20c0", "0f22c0", "0f20d8", "0f22d8", "0f20e0", "0f22e0", "0f22d0", "440f22c0", "0f21c0", "0f23f8", "0f23c0", "cf", "48cf", "cb", "ca0800", "c3", "ec", "ed", "ee", "ef", "6c", "6d", "6e", "6f", "f36c", "f36e", "f3a4", "f3aa", "f3a6", "f2ae", "fa", "fb", "f4", "f1", "cc", "cd40", "9d", "9c", "8ed0", "8ed8", "8ee0", "0fae00", "0fae08", "0fae20", "0fae28", "0fc7f0", "0fc7f8", "c5f877", "62f17c4858c0", "0f0b", "0fff", "0fa2", "0f0100", "0fc708", "480fc708", "f00fb10e", "0fb2", "0f38f0", "660f3a0fc105", "dbe3", "d9e8", "dff0", "ddd8", "9b", "d93e", "dd36", "0f77", "0f6fc1", "660fefc0", "e8fbffffff", "0f01c8", "0f01c1", "f3900f01f9", "0f1f00", "ff27", "ff2f", "ff1f", "0f6f07", "48a5", "f348a5", "8707", "f00fc107", "0fc8", "e0fe", "e2fe", "e3fe"]
+OPCODES = [
+    "0f01d8",
+    "0f01d9",
+    "0f01da",
+    "0f01db",
+    "0f01dc",
+    "0f01dd",
+    "0f01de",
+    "0f01df",
+    "0f01f8",
+    "0f01f9",
+    "0f01d0",
+    "0f01d1",
+    "0f00d8",
+    "0f00d0",
+    "0f0110",
+    "0f0118",
+    "0f30",
+    "0f32",
+    "0f31",
+    "0f33",
+    "0f05",
+    "0f07",
+    "0f34",
+    "0f35",
+    "0f09",
+    "0f08",
+    "0f20c0",
+    "0f22c0",
+    "0f20d8",
+    "0f22d8",
+    "0f20e0",
+    "0f22e0",
+    "0f22d0",
+    "440f22c0",
+    "0f21c0",
+    "0f23f8",
+    "0f23c0",
+    "cf",
+    "48cf",
+    "cb",
+    "ca0800",
+    "c3",
+    "ec",
+    "ed",
+    "ee",
+    "ef",
+    "6c",
+    "6d",
+    "6e",
+    "6f",
+    "f36c",
+    "f36e",
+    "f3a4",
+    "f3aa",
+    "f3a6",
+    "f2ae",
+    "fa",
+    "fb",
+    "f4",
+    "f1",
+    "cc",
+    "cd40",
+    "9d",
+    "9c",
+    "8ed0",
+    "8ed8",
+    "8ee0",
+    "0fae00",
+    "0fae08",
+    "0fae20",
+    "0fae28",
+    "0fc7f0",
+    "0fc7f8",
+    "c5f877",
+    "62f17c4858c0",
+    "0f0b",
+    "0fff",
+    "0fa2",
+    "0f0100",
+    "0fc708",
+    "480fc708",
+    "f00fb10e",
+    "0fb2",
+    "0f38f0",
+    "660f3a0fc105",
+    "dbe3",
+    "d9e8",
+    "dff0",
+    "ddd8",
+    "9b",
+    "d93e",
+    "dd36",
+    "0f77",
+    "0f6fc1",
+    "660fefc0",
+    "e8fbffffff",
+    "0f01c8",
+    "0f01c1",
+    "f3900f01f9",
+    "0f1f00",
+    "ff27",
+    "ff2f",
+    "ff1f",
+    "0f6f07",
+    "48a5",
+    "f348a5",
+    "8707",
+    "f00fc107",
+    "0fc8",
+    "e0fe",
+    "e2fe",
+    "e3fe",
+]
 
 
 @settings(max_examples=120)
 @given(
-    code=st.lists(st.one_of(st.sampled_from([bytes.fromhex(o) for o in OPCODES]), st.binary(max_size=3)), max_size=60),
+    code=st.lists(
+        st.one_of(st.sampled_from([bytes.fromhex(o) for o in OPCODES]), st.binary(max_size=3)), max_size=60
+    ),
     seed=st.integers(0, 1 << 32),
 )
 def test_privileged_instructions_in_any_order(code: list[bytes], seed: int) -> None:
@@ -226,7 +354,8 @@ def test_any_bytes_as_code_campaign(batch: int) -> None:
             code = rng.randbytes(rng.randint(16, 2000))
         else:
             code = b"".join(
-                rng.choice(pieces) if rng.random() < 0.6 else rng.randbytes(rng.randint(1, 4)) for _ in range(300)
+                rng.choice(pieces) if rng.random() < 0.6 else rng.randbytes(rng.randint(1, 4))
+                for _ in range(300)
             )
         run_rubbish(code[:60_000], batch << 16 | i)
 
@@ -266,7 +395,9 @@ def test_mutated_elf_kernels(data: st.DataObject) -> None:
     boots(bytes(image))
 
 
-def bzimage(*, code: bytes = b"\xf4", preferred: int = 0x100000, init_size: int = 0x10000, version: int = 0x20F) -> bytes:
+def bzimage(
+    *, code: bytes = b"\xf4", preferred: int = 0x100000, init_size: int = 0x10000, version: int = 0x20F
+) -> bytes:
     """The smallest image with a 64-bit entry: one setup sector, `code` at the entry."""
     image = bytearray(1024)
     image[0x1F1] = 1

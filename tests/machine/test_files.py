@@ -40,7 +40,9 @@ with Machine.load(Path(sys.argv[1])) as m:
 """
 
 
-@pytest.mark.parametrize(("workload", "at"), [("do=ticks", 777_777), ("do=pagetables", 2_000_001), ("", 70_000_000)])
+@pytest.mark.parametrize(
+    ("workload", "at"), [("do=ticks", 777_777), ("do=pagetables", 2_000_001), ("", 70_000_000)]
+)
 def test_another_process_continues(workload: str, at: int, tmp_path: Path) -> None:
     file = tmp_path / "machine"
     later = [at, at + 1, at + 1234, at + 1_000_000]
@@ -140,7 +142,9 @@ def signed(state: object, packed: bytes, count: int | None = None) -> bytes:
     document = state if isinstance(state, bytes) else json.dumps(state).encode()
     if count is None:
         count = len(zstandard.ZstdDecompressor().decompress(packed, max_output_size=1 << 30)) // 4100
-    head = HEAD.pack(b"LUEMU-M1", len(document), count, len(packed), hashlib.sha256(document + packed).digest())
+    head = HEAD.pack(
+        b"LUEMU-M1", len(document), count, len(packed), hashlib.sha256(document + packed).digest()
+    )
     return head + document + packed
 
 
@@ -151,7 +155,9 @@ def test_the_signed_helper_makes_a_good_file(image: bytes, tmp_path: Path) -> No
 
 @settings(max_examples=150)
 @given(data=st.data())
-def test_damaged_bytes_are_refused(data: st.DataObject, image: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_damaged_bytes_are_refused(
+    data: st.DataObject, image: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     broken = bytearray(image)
     for _ in range(data.draw(st.integers(1, 3))):
         broken[data.draw(st.integers(0, len(image) - 1))] ^= data.draw(st.integers(1, 255))
@@ -224,7 +230,18 @@ def test_wrong_state_with_a_right_checksum(
 
 @pytest.mark.parametrize(
     "document",
-    [b"", b"[]", b"{", b"null", b"\xff", b"{}", b'{"description": 3}', b"[" * 100_000, b'{"a": {"hex": 3}}', b"NaN"],
+    [
+        b"",
+        b"[]",
+        b"{",
+        b"null",
+        b"\xff",
+        b"{}",
+        b'{"description": 3}',
+        b"[" * 100_000,
+        b'{"a": {"hex": 3}}',
+        b"NaN",
+    ],
 )
 def test_wrong_documents(document: bytes, image: bytes, tmp_path: Path) -> None:
     with pytest.raises(ImageError):
@@ -237,7 +254,9 @@ def test_wrong_pages(image: bytes, tmp_path: Path) -> None:
     count = len(raw) // 4100
     compress = zstandard.ZstdCompressor().compress
     numbers = list(struct.unpack_from(f"<{count}I", raw))
-    outside = struct.pack(f"<{count}I", *numbers[:-1], state["description"]["memory"] // 4096) + raw[4 * count :]
+    outside = (
+        struct.pack(f"<{count}I", *numbers[:-1], state["description"]["memory"] // 4096) + raw[4 * count :]
+    )
     far = struct.pack(f"<{count}I", *numbers[:-1], 0xFFFFFFFF) + raw[4 * count :]
     for what, data in {
         "outside RAM": signed(state, compress(outside)),

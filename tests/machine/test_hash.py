@@ -230,7 +230,12 @@ def test_guest_stores_are_seen_by_the_hash() -> None:
 
 
 def test_the_description() -> None:
-    made = [Machine(2 << 20), Machine(3 << 20), Machine(2 << 20, strict_memory=True), Machine(2 << 20, rtc_epoch=5)]
+    made = [
+        Machine(2 << 20),
+        Machine(3 << 20),
+        Machine(2 << 20, strict_memory=True),
+        Machine(2 << 20, rtc_epoch=5),
+    ]
     assert len({m.state_hash() for m in made}) == 4
     for m in made:
         m.close()

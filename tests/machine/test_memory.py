@@ -43,7 +43,11 @@ print(json.dumps(out))
 def test_large_machines_cost_what_they_touch() -> None:
     """64 GiB and the largest, 1 TiB, in one process of a host that has far less."""
     run = subprocess.run(
-        [sys.executable, "-c", RSS, "64", "1024"], cwd=project_root(), capture_output=True, text=True, check=False
+        [sys.executable, "-c", RSS, "64", "1024"],
+        cwd=project_root(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
     cost = json.loads(run.stdout)
@@ -91,7 +95,13 @@ def test_outside_ram(phys: int, size: int) -> None:
 
 def test_edges_of_ram() -> None:
     with Machine(6 << 30) as m:
-        for phys, size in ((0x9FFFF, 1), (0xC0000, 1), (0x7FFFF000, 4096), (0x100000000, 1), (0x1FFFFFFFF, 1)):
+        for phys, size in (
+            (0x9FFFF, 1),
+            (0xC0000, 1),
+            (0x7FFFF000, 4096),
+            (0x100000000, 1),
+            (0x1FFFFFFFF, 1),
+        ):
             m.memory.write(phys, b"\x5a" * size, by="test")
             assert (m.memory.read(phys, size) == 0x5A).all()
         assert m.memory.ranges == [(0, 0xA0000), (0xC0000, 0x80000000), (0x100000000, 0x200000000)]

@@ -68,7 +68,9 @@ def test_large_random_trees(seed: int) -> None:
 
 
 def counter() -> Machine:
-    return flat(f"mov edi, {DATA}\n1: inc rcx\nmov [rdi], rcx\nadd rdi, 4096\nand edi, 0x13ffff\ntest ecx, 7\njmp 1b")
+    return flat(
+        f"mov edi, {DATA}\n1: inc rcx\nmov [rdi], rcx\nadd rdi, 4096\nand edi, 0x13ffff\ntest ecx, 7\njmp 1b"
+    )
 
 
 def test_older_newer_sibling_and_the_same() -> None:

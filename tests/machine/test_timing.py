@@ -153,7 +153,9 @@ def test_periodic_timer_in_a_loop() -> None:
 @pytest.mark.parametrize("x2apic", [False, True])
 def test_self_ipi_is_taken_at_the_next_instruction(x2apic: bool) -> None:
     if x2apic:
-        start = START + "mov ecx, 0x1b\nmov eax, 0xfee00d00\nxor edx, edx\nwrmsr\nmov ecx, 0x83f\nmov eax, 0x41\n"
+        start = (
+            START + "mov ecx, 0x1b\nmov eax, 0xfee00d00\nxor edx, edx\nwrmsr\nmov ecx, 0x83f\nmov eax, 0x41\n"
+        )
         send = "wrmsr\n"
     else:
         start, send = START, "mov dword ptr [rdi + 0x300], 0x44041\n"
@@ -199,7 +201,10 @@ def test_eoi_with_another_pending() -> None:
 
 
 def test_lowering_the_priority_lets_a_pending_one_in() -> None:
-    start = START + "mov eax, 7\nmov cr8, rax\nmov dword ptr [rdi + 0x300], 0x44041\nsti\nnop\nnop\nxor eax, eax\n"
+    start = (
+        START
+        + "mov eax, 7\nmov cr8, rax\nmov dword ptr [rdi + 0x300], 0x44041\nsti\nnop\nnop\nxor eax, eax\n"
+    )
     before = assemble(start + "mov cr8, rax\n")
     with same_sliced(start + "mov cr8, rax\n" + "nop\n" * 8 + END, {0x41: NOTE}) as m:
         assert noted(m, 2) == [CODE + len(before), 0]
@@ -350,8 +355,12 @@ MAP_IT = f"""
         ("mov edi, ebx\nmov ecx, 1\nrep movsd", ("write", 0, 4, 0)),
     ],
 )
-def test_no_access_by_an_instruction_that_faults_first(instruction: str, wanted: tuple[str, int, int, int]) -> None:
-    code = f"mov edi, 0x200800\nmov esi, 0x200800\nmov edx, 0x500\nmov ebx, {MMIO}\nnop\n{instruction}\nnop\nhlt"
+def test_no_access_by_an_instruction_that_faults_first(
+    instruction: str, wanted: tuple[str, int, int, int]
+) -> None:
+    code = (
+        f"mov edi, 0x200800\nmov esi, 0x200800\nmov edx, 0x500\nmov ebx, {MMIO}\nnop\n{instruction}\nnop\nhlt"
+    )
     log = access_log(code, {14: MAP_IT}, unmapped=True)
     assert [entry[:4] for entry in log] == [wanted]
 
@@ -366,7 +375,9 @@ def test_string_instructions_access_once_per_iteration(count: int) -> None:
     head = f"mov edi, {DATA}\nmov esi, {MMIO}\nmov ecx, {count}\nnop\n"
     load = access_log(head + "rep movsb\nnop\nhlt", seeds=range(3))
     assert load == [("read", i, 1, 0x11 + i, 4 + i) for i in range(count)]
-    store = access_log(head.replace("esi", "ebx") + f"mov edi, {MMIO}\nmov al, 7\nrep stosb\nhlt", seeds=range(3))
+    store = access_log(
+        head.replace("esi", "ebx") + f"mov edi, {MMIO}\nmov al, 7\nrep stosb\nhlt", seeds=range(3)
+    )
     assert store == [("write", i, 1, 7, 6 + i) for i in range(count)]
 
 
@@ -398,7 +409,14 @@ def test_string_instruction_is_interrupted_between_iterations() -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_breakpoint_on_an_access(seed: int) -> None:
     text = f"mov edi, {MMIO}\nmov edx, 0x500\nnop\n"
-    accesses = ["mov eax, [rdi]\n", "in al, dx\n", "out dx, al\n", "mov [rdi], eax\n", "insb\n", "mov eax, [rbx]\n"]
+    accesses = [
+        "mov eax, [rdi]\n",
+        "in al, dx\n",
+        "out dx, al\n",
+        "mov [rdi], eax\n",
+        "insb\n",
+        "mov eax, [rbx]\n",
+    ]
     text = text.replace("nop", f"mov ebx, {MMIO}\nmov ecx, {DATA}\nnop")
     stops = []
     for access in accesses:
@@ -503,7 +521,9 @@ def test_stop_from_a_device_takes_effect_at_the_next_instruction() -> None:
                 end()
                 return 0
 
-            def write(offset: int, size: int, value: int, now: int, end: Callable[[], None] = stop_now) -> None:
+            def write(
+                offset: int, size: int, value: int, now: int, end: Callable[[], None] = stop_now
+            ) -> None:
                 end()
 
             m.bus.add(Region("mmio", MMIO, 8, read, write))
