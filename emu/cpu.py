@@ -35,6 +35,10 @@ FLUSH_GRID_TICKS = 10_000_000
 PHYSICAL_TOP = 1 << 46
 
 
+_ENGINE_FEATURES = [0x078BFBFD, 0xC6D8220B, 0x2DD3FBFD]
+"""CPUID 1.EDX, 1.ECX and 80000001.EDX of the engine's EPYC model."""
+
+
 class Reason(enum.IntEnum):
     """Why the core stopped running (``enum stop``)."""
 
@@ -266,6 +270,16 @@ class Cpu:
         table = (CpuidRow * len(rows))(*(CpuidRow(*row) for row in rows))
         if self.lib.core.core_cpuid(self.core, table, len(rows)):
             raise ConfigError(f"the CPUID table has too many rows ({len(rows)})")
+        # The features of the engine's EPYC as it comes, so that the masks go where they belong.
+        if [peek(self.engine.env + ENV_FEATURES + 8 * i, 8) for i in (0, 1, 6)] != _ENGINE_FEATURES:
+            raise UnsupportedHost(
+                f"the engine's features are not at offset {ENV_FEATURES:#x}: not the unicorn 2.1.4 wheel"
+            )
+        found = tuple(peek(self.engine.env + ENV_FEATURES + 8 * word, 8) for word in range(3))
+        if found != cpuid.ENGINE_FEATURES:
+            raise UnsupportedHost(
+                f"the engine's features are not at offset {ENV_FEATURES:#x}: not the unicorn 2.1.4 wheel"
+            )
         for word, mask in cpuid.FEATURE_MASKS.items():
             at = self.engine.env + ENV_FEATURES + 8 * word
             poke(at, 8, peek(at, 8) & mask)

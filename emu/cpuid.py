@@ -71,3 +71,6 @@ def table(apic_id: int = 0) -> list[Row]:
 FEATURE_MASKS = {0: LEAF1_EDX, 1: LEAF1_ECX, 2: LEAF7_EBX, 3: 0, 4: 0, 6: EXT1_EDX, 7: EXT1_ECX}
 """Word in the engine's own feature array -> what may stay set there, so that an instruction that
 the table does not offer faults: 1.EDX, 1.ECX, 7.EBX, 7.ECX, 7.EDX, 80000001.EDX, 80000001.ECX."""
+
+ENGINE_FEATURES = (0x078BFBFD, 0xC6D8220B, 0x00980189)
+"""What the engine's array holds for this CPU model before it is masked: 1.EDX, 1.ECX, 7.EBX."""

@@ -154,6 +154,13 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
+def _without_place(toolchain: Path, root: Path) -> list[str]:
+    """Flags that keep the compiler's own directory out of debug information: its headers are named
+    there, absolutely or, when it is installed below the project, relatively."""
+    places = {str(toolchain), os.path.relpath(toolchain, root)}
+    return [f"-ffile-prefix-map={place}=ziglang" for place in sorted(places)]
+
+
 def compile_with_zig(root: Path, flags: Sequence[str], sources: Sequence[Path], output: Path) -> None:
     """Compile `sources`, all of them under `root`, into `output`, atomically.
 
@@ -173,7 +180,7 @@ def compile_with_zig(root: Path, flags: Sequence[str], sources: Sequence[Path], 
     }
     with tempfile.TemporaryDirectory(dir=root / "build", prefix="out-") as tmp:
         made = Path(tmp) / output.name
-        command = [str(compiler), "cc", *flags]
+        command = [str(compiler), "cc", *flags, *_without_place(compiler.parent, root)]
         command += [p.relative_to(root).as_posix() for p in sources]
         command += ["-o", str(made)]
         run = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)

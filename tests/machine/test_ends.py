@@ -195,7 +195,8 @@ def run_rubbish(code: bytes, seed: int) -> None:
     error = "add rsp, 8\nadd qword ptr [rsp], 1\niretq"
     handlers = {v: error if v in (8, 10, 11, 12, 13, 14, 17) else skip for v in (*range(20), 0x40, 0xFF)}
     with Machine(4 << 20) as m:
-        # Zeros are stores; where they go to the page that is being executed, a thousand take a second.
+        # Not zeros: those are accesses through RAX, and where they reach a device each one makes the
+        # engine translate the rest of its long block again.
         m.memory.write(CODE, b"\x90\xf4" * 0x8000, by="test")
         m.memory.write(0x30000, b"\x90\xf4" * 0x38000, by="test")
         put(m, code, handlers)
@@ -382,7 +383,9 @@ def boots(image: bytes) -> None:
             m.boot(Boot(image, "console=ttyS0"))
         except (ImageError, ConfigError):
             return
-        assert m.run(max_instructions=2_000, until=50_000_000).kind in TYPED  # zeros are slow
+        assert (
+            m.run(max_instructions=2_000, until=50_000_000).kind in TYPED
+        )  # zeros may be slow: see run_rubbish
 
 
 @settings(max_examples=50)
@@ -444,7 +447,7 @@ def test_any_bytes_as_a_kernel(data: bytes) -> None:
 CRASH = """
 import sys
 from tests.machine.test_ends import run_rubbish
-for seed in range(25):
+for seed in range(12):
     import random
     run_rubbish(random.Random(seed).randbytes(1000), seed)
 print("alive")

@@ -211,11 +211,11 @@ def test_lowering_the_priority_lets_a_pending_one_in() -> None:
 
 
 def test_halt_is_woken_at_the_deadline() -> None:
-    code = START + TIMER + "mov dword ptr [rdi + 0x380], 100000\nsti\nhlt\nrdtsc\nmov [r15], rax\n" + END
+    code = START + TIMER + "mov dword ptr [rdi + 0x380], 1000\nsti\nhlt\nrdtsc\nmov [r15], rax\n" + END
     with same_sliced(code, {0x40: NOTE}) as m:
         after_hlt = CODE + len(assemble(code.split("rdtsc")[0]))
         # armed at tick 4; the handler has 8 instructions
-        assert noted(m, 2) == [after_hlt, 100_004 + 8]
+        assert noted(m, 2) == [after_hlt, 1_004 + 8]
         # START, TIMER, arm, sti, hlt; the handler; rdtsc, mov, cli, hlt
         assert m.instructions == 4 + 3 + 8 + 4
 
