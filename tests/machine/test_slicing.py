@@ -67,10 +67,10 @@ def test_random_slicing(name: str, seed: int) -> None:
 
 
 @pytest.mark.campaign
-@pytest.mark.parametrize("seed", range(100, 120))
+@pytest.mark.parametrize("seed", range(100, 106))
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_many_random_slicings(name: str, seed: int) -> None:
-    steps = random.Random(seed).choice([STEPS, (1, 7, 3_000), (1_000, 20_000), (3_000_000,)])
+    steps = (STEPS, (1_000, 300_000), (1, 3, 3_000_000))[seed % 3]
     with selftest(WORKLOADS[name]) as m:
         compare(name, m, seed, steps=steps)
 
