@@ -1,0 +1,93 @@
+/* Threads, locks and waiting (kernel/sched.c, kernel/lock.c, arch/switch.S).
+ *
+ * Threads are preemptive: the timer interrupt switches when preempt_count is 0. A spinlock disables preemption, the
+ * _irqsave form interrupts too (for what interrupt handlers take). A mutex sleeps. Per-CPU data is reached
+ * through GS; in user mode the kernel's GS base is swapped out.
+ */
+#pragma once
+#include "types.h"
+#include "cpu.h"
+#include "list.h"
+#include "release.h"
+
+#define THREAD_STACK_ORDER	2	/* 16 KiB */
+
+enum thread_state { THREAD_RUNNING, THREAD_SLEEPING, THREAD_DEAD };
+
+/* Fields: struct thread *self-contained: u64 rsp; void *stack; struct list_head run_list, all_list; int tid;
+ * enum thread_state state; u64 wake_jiffies; u64 ticks; void (*fn)(void *); void *arg; char name[16]; u64 fs_base;
+ * The release orders them and adds its own. */
+struct thread {
+	RELEASE_THREAD_FIELDS
+};
+
+struct percpu {
+	struct percpu *self;		/* at 0: this_cpu() */
+	struct thread *current_thread;
+	u64 kernel_stack;		/* top, for the system call entry */
+	u64 user_rsp;			/* scratch of the system call entry */
+	u32 cpu;
+	s32 preempt_count;
+	u32 irq_depth;
+	bool need_resched;
+	struct thread *idle;
+};
+
+static inline struct percpu *this_cpu(void) { struct percpu *p; __asm__ volatile("movq %%gs:0, %0" : "=r"(p)); return p; }
+#define current (this_cpu()->current_thread)
+
+void sched_init(void);			/* the running code becomes thread 0, then the idle thread */
+struct thread *kthread_create(void (*fn)(void *), void *arg, const char *name);	/* NULL; starts running */
+_Noreturn void thread_exit(void);
+void schedule(void);
+void yield(void);
+void msleep(u64 ms);
+void wake_up_thread(struct thread *t);
+void sched_tick(void);			/* timer interrupt */
+_Noreturn void cpu_idle(void);
+
+static inline void preempt_disable(void) { this_cpu()->preempt_count++; barrier(); }
+void preempt_enable(void);		/* switches if it was due */
+
+typedef struct { volatile u32 next, owner; } spinlock_t;	/* ticket lock; all zero is unlocked */
+#define SPINLOCK_INIT	{ 0, 0 }
+void spin_lock(spinlock_t *l);
+void spin_unlock(spinlock_t *l);
+u64 spin_lock_irqsave(spinlock_t *l);
+void spin_unlock_irqrestore(spinlock_t *l, u64 flags);
+
+struct wait_queue {
+	spinlock_t lock;
+	struct list_head waiters;
+};
+#define WAIT_QUEUE_INIT(name)	{ SPINLOCK_INIT, LIST_HEAD_INIT((name).waiters) }
+void init_wait_queue(struct wait_queue *q);
+struct waiter {
+	struct list_head list;
+	struct thread *thread;
+};
+void prepare_to_wait(struct wait_queue *q, struct waiter *w);
+void finish_wait(struct wait_queue *q, struct waiter *w);
+void wake_up(struct wait_queue *q);	/* all waiters */
+/* Sleeps until the condition, which is looked at again after each wake_up(), holds. */
+#define wait_event(q, condition) do {							\
+		struct waiter w_;							\
+		while (1) {								\
+			prepare_to_wait((q), &w_);					\
+			if (condition)							\
+				break;							\
+			schedule();							\
+			finish_wait((q), &w_);						\
+		}									\
+		finish_wait((q), &w_);							\
+	} while (0)
+
+struct mutex {
+	struct thread *owner;
+	struct wait_queue wait;
+};
+#define MUTEX_INIT(name)	{ NULL, WAIT_QUEUE_INIT((name).wait) }
+void mutex_init(struct mutex *m);
+void mutex_lock(struct mutex *m);
+bool mutex_trylock(struct mutex *m);
+void mutex_unlock(struct mutex *m);

@@ -1,0 +1,54 @@
+/* The new release: everything that the old one leaves to the kernel is otherwise. */
+#define RELEASE_NAME		"new"
+#define RELEASE_VERSION		"2.0.0-luemu"
+#define RELEASE_KHO_COMPATIBLE	"kho-v4"
+
+#define RELEASE_PREF_ADDRESS	0x2000000
+#define KERNEL_BASE		0xffffffffa0000000UL
+#define PAGE_OFFSET		0xffff900000000000UL
+#define VMALLOC_BASE		0xffffd20000000000UL
+#define VMEMMAP_BASE		0xffffe40000000000UL
+
+#define RELEASE_MEMBLOCK_TOP_DOWN	0
+#define RELEASE_BUDDY_LIFO		0
+
+#ifndef __ASSEMBLER__
+#define RELEASE_PAGE_FIELDS		\
+	struct list_head lru;		\
+	u64 index;			\
+	union {				\
+		void *mapping;		\
+		struct slab *slab;	\
+	};				\
+	s32 refcount;			\
+	u8 order;			\
+	u32 flags;			\
+	u64 private;
+
+#define RELEASE_THREAD_FIELDS		\
+	char name[24];			\
+	int tid;			\
+	enum thread_state state;	\
+	struct list_head all_list;	\
+	struct list_head run_list;	\
+	u64 ticks;			\
+	u64 wake_jiffies;		\
+	void (*fn)(void *);		\
+	void *arg;			\
+	u64 fs_base;			\
+	u64 switches;			\
+	void *stack;			\
+	u64 rsp;
+
+#define RELEASE_FILE_FIELDS		\
+	u64 ino;			\
+	u64 size;			\
+	const u8 *data;			\
+	u32 mode;			\
+	u32 links;			\
+	struct file *parent;		\
+	struct list_head children;	\
+	struct list_head siblings;	\
+	u64 mtime;			\
+	char *name;
+#endif

@@ -1,0 +1,51 @@
+/* Kexec Handover inside the kernel: what other parts call. Contracts and errors are those of Linux 7.2 (spec: KHO
+ * documentation of Linux, Documentation/core-api/kho); formats are in abi.h.
+ *
+ *	old kernel				new kernel
+ *	kho_init (fs_initcall)			kho_populate (setup_arch): FDT checked, scratch known, scratch-only on
+ *	kho_preserve_*, kho_add_subtree		kho_memory_init (mm_core_init): tree walked, memory reserved
+ *	kho_fill_kimage (kexec_file_load)	kho_retrieve_subtree, kho_restore_*
+ */
+#pragma once
+#include "../../kernels/include/types.h"
+#include "../../kernels/include/page.h"
+#include "abi.h"
+
+struct kimage;
+struct kexec_buf;
+
+bool kho_is_enabled(void);
+bool is_kho_boot(void);
+
+/* ---- start-up ---- */
+void kho_populate(phys_addr_t fdt, u64 fdt_len, phys_addr_t scratch, u64 scratch_len);
+void kho_memory_init(void);
+
+/* ---- preserving, in the old kernel ---- */
+int kho_preserve_folio(struct folio *folio);
+void kho_unpreserve_folio(struct folio *folio);
+int kho_preserve_pages(struct page *page, u64 nr_pages);
+void kho_unpreserve_pages(struct page *page, u64 nr_pages);
+int kho_preserve_vmalloc(void *ptr, struct kho_vmalloc *out);
+void kho_unpreserve_vmalloc(struct kho_vmalloc *desc);
+void *kho_alloc_preserve(u64 size);		/* zeroed, or ERR_PTR */
+void kho_unpreserve_free(void *mem);
+int kho_add_subtree(const char *name, void *blob, u64 size);
+void kho_remove_subtree(void *blob);
+
+/* ---- restoring, in the new kernel ---- */
+struct folio *kho_restore_folio(phys_addr_t phys);
+struct page *kho_restore_pages(phys_addr_t phys, u64 nr_pages);
+void *kho_restore_vmalloc(const struct kho_vmalloc *desc);
+void kho_restore_free(void *mem);
+int kho_retrieve_subtree(const char *name, phys_addr_t *phys, u64 *size);
+
+/* ---- kexec ---- */
+int kho_fill_kimage(struct kimage *image);	/* 0 also when KHO is off */
+/* Place for a segment inside scratch. 1: KHO is off, search elsewhere; 0; -EADDRNOTAVAIL. */
+int kho_locate_mem_hole(struct kexec_buf *kbuf);
+
+/* ---- scratch ---- */
+extern struct kho_scratch *kho_scratch;
+extern unsigned int kho_scratch_cnt;
+bool kho_scratch_overlap(phys_addr_t phys, u64 size);
