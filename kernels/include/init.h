@@ -9,7 +9,7 @@ struct initcall {
 	const char *name;
 };
 #define DEFINE_INITCALL(level, fn_)							\
-	static const struct initcall initcall_##fn_ __section(".initcall." #level) =	\
+	static const struct initcall initcall_##fn_ __section(".initcall." #level) __aligned(8) = \
 		{ .fn = fn_, .name = #fn_ }
 #define early_initcall(fn)	DEFINE_INITCALL(0, fn)	/* threads run, nothing else yet */
 #define core_initcall(fn)	DEFINE_INITCALL(1, fn)
@@ -29,12 +29,13 @@ struct kernel_param {
 	bool early;
 };
 #define DEFINE_PARAM(name_, fn_, early_)						\
-	static const struct kernel_param param_##fn_ __section(".param") =		\
+	static const struct kernel_param param_##fn_ __section(".param") __aligned(8) =	\
 		{ .name = name_, .handler = fn_, .early = early_ }
 #define early_param(name, fn)	DEFINE_PARAM(name, fn, true)
 #define kernel_param(name, fn)	DEFINE_PARAM(name, fn, false)
 
-extern char boot_command_line[];	/* as handed over */
+#define COMMAND_LINE_SIZE	2048		/* with its NUL */
+extern char boot_command_line[COMMAND_LINE_SIZE];	/* as handed over (arch/setup.c) */
 void parse_early_params(void);
 void parse_params(void);
 /* Value of a parameter on the command line, copied into buf; false if it is not there. The last one counts. */

@@ -18,6 +18,7 @@
 #define KERN_DEBUG	"\0017"
 #define KERN_CONT	"\001c"	/* goes on in the line before */
 
+/* Return how many bytes were shown. */
 int printk(const char *fmt, ...) __printf(1, 2);
 int vprintk(const char *fmt, va_list args);
 
@@ -40,3 +41,6 @@ int scnprintf(char *buf, size_t size, const char *fmt, ...) __printf(3, 4);
 
 /* Text that the console did not take yet is written out; used before a jump or halt. */
 void printk_flush(void);
+
+/* Where it all goes: the first UART, "\n" becomes "\r\n" there (drivers/uart.c). Called with interrupts off. */
+void console_write(const char *text, size_t size);

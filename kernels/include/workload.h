@@ -1,0 +1,21 @@
+/* What a kernel does after its start (kernel/workload.c, kho/guest/test_kho.c), and its place in the chain. */
+#pragma once
+#include "types.h"
+
+/* Number of kexecs with KHO since the cold boot, which is 0. From the handover, once the direct map is there. */
+u32 kernel_generation(void);
+/* Will this kernel start another one? The line of /boot/chain for this generation, without its newline; NULL if it
+ * is the last. Valid for ever. */
+const char *chain_line(void);
+
+/* The kernel_init thread ends here: tests, then the next kernel or the verdict and power off. */
+_Noreturn void workload_run(void);
+
+/* Something that was to be verified is not as it should be. The first reason is the verdict. */
+void verdict_fail(const char *fmt, ...) __printf(1, 2);
+bool verdict_failed(void);
+
+/* The KHO test (kho/guest/test_kho.c). Restores at device_initcall; saves when the workload asks for it. */
+void test_kho_save(void);
+/* Pages restored, with their metadata, since this kernel started and not known to its allocator before (INV-38). */
+u64 test_kho_restored_pages(void);
