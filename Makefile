@@ -20,7 +20,8 @@ DEMO ?= tests/data/handovers/c3-3sess/before-kexec.pruned.raw.zst
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
-NATIVE := $(wildcard kernels/build.py emu/native/*.[ch] kernels/user/*.[ch] kernels/selftest/*)
+NATIVE := $(wildcard kernels/*.py emu/native/*.[ch] kernels/*/*.[chS] kernels/selftest/* kernels/*.S kho/guest/* \
+	luo/guest/*)
 
 .PHONY: run test test-linux campaign bench lint install clean
 .DELETE_ON_ERROR:

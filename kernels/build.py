@@ -55,6 +55,15 @@ BARE_METAL = (
 )  # fmt: skip
 
 
+# The kernel is linked in the upper 2 GiB and runs at any 2 MiB-aligned physical address.
+KERNEL = (
+    *BARE_METAL, "-mcmodel=kernel", "-Ikernels", "-Ikernels/include", "-Ikho/guest", "-Iluo/guest",
+    "-Wl,-e,startup_64", "-Wl,-z,max-page-size=4096", "-Wl,--no-gc-sections",
+)  # fmt: skip
+KERNEL_PARTS = ("kernels/arch", "kernels/mm", "kernels/kernel", "kernels/fs", "kernels/drivers", "kernels/lib",
+                "kho/guest", "luo/guest")  # fmt: skip
+
+
 class BuildError(Exception):
     """The toolchain is missing or refused the sources; the message is the compiler's own."""
 
@@ -74,6 +83,25 @@ class Target:
     inputs: tuple[str, ...]
     flags: tuple[str, ...]
     optional: bool = False
+    script: str | None = None
+    """linker script that goes through the C preprocessor first"""
+    image: str | None = None
+    """bzImage that is made from the result"""
+
+
+def kernel(release: str, header: str, output: str, name: str | None = None) -> Target:
+    """The kernel of a release. ``header`` is what tells it apart, seen from kernels/ (releases/old.h);
+    the bzImage is put beside ``output``, the ELF file."""
+    return Target(
+        name=name or f"kernel-{release}",
+        output=output,
+        sources=tuple(f"{part}/*.{kind}" for part in KERNEL_PARTS for kind in ("S", "c")),
+        inputs=(f"kernels/{header}", "kernels/bzimage.py", "kernels/include/*.h",
+                *(f"{part}/*.h" for part in KERNEL_PARTS)),
+        flags=(*KERNEL, f'-DRELEASE_HEADER="{header}"'),
+        script="kernels/link.ld.S",
+        image=str(Path(output).with_suffix(".bzImage")),
+    )  # fmt: skip
 
 
 TARGETS: tuple[Target, ...] = (
@@ -100,6 +128,8 @@ TARGETS: tuple[Target, ...] = (
         flags=(*BARE_METAL, "-Wl,-e,start64", "-Wl,-T,kernels/selftest/link.ld", "-Wl,-z,max-page-size=4096"),
         optional=True,
     ),
+    kernel("old", "releases/old.h", "kernels/bin/old.elf"),
+    kernel("new", "releases/new.h", "kernels/bin/new.elf"),
 )
 
 
@@ -161,8 +191,11 @@ def _without_place(toolchain: Path, root: Path) -> list[str]:
     return [f"-ffile-prefix-map={place}=ziglang" for place in sorted(places)]
 
 
-def compile_with_zig(root: Path, flags: Sequence[str], sources: Sequence[Path], output: Path) -> None:
-    """Compile `sources`, all of them under `root`, into `output`, atomically.
+def compile_with_zig(
+    root: Path, flags: Sequence[str], sources: Sequence[Path], output: Path, script: Path | None = None
+) -> None:
+    """Compile `sources`, all of them under `root`, into `output`, atomically. `script` is a linker script
+    that goes through the C preprocessor first, with those of the flags that concern it.
 
     Raises BuildError with the compiler's messages.
     """
@@ -180,6 +213,14 @@ def compile_with_zig(root: Path, flags: Sequence[str], sources: Sequence[Path], 
     }
     with tempfile.TemporaryDirectory(dir=root / "build", prefix="out-") as tmp:
         made = Path(tmp) / output.name
+        if script is not None:
+            ready = Path(tmp) / "link.ld"
+            command = [str(compiler), "cc", "-E", "-P", "-x", "c", *_preprocessing(flags)]
+            command += [script.relative_to(root).as_posix(), "-o", str(ready)]
+            run = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
+            if run.returncode != 0:
+                raise BuildError(f"preprocessing {script.name} failed:\n{run.stderr.strip()}")
+            flags = (*flags, f"-Wl,-T,{ready.relative_to(root).as_posix()}")
         command = [str(compiler), "cc", *flags, *_without_place(compiler.parent, root)]
         command += [p.relative_to(root).as_posix() for p in sources]
         command += ["-o", str(made)]
@@ -188,6 +229,26 @@ def compile_with_zig(root: Path, flags: Sequence[str], sources: Sequence[Path], 
             raise BuildError(f"compiling {output.name} failed:\n{run.stderr.strip() or run.stdout.strip()}")
         made.chmod(0o755)
         made.replace(output)
+
+
+def _preprocessing(flags: Sequence[str]) -> list[str]:
+    return [f for f in flags if f[:2] in ("-D", "-I")]
+
+
+def _make_image(root: Path, target: Target, elf: Path) -> None:
+    """The bzImage beside a kernel's ELF file, atomically."""
+    if target.image is None:
+        return
+    from kernels import bzimage
+
+    try:
+        data = bzimage.bzimage(elf.read_bytes(), target.name.removeprefix("kernel-"))
+    except bzimage.BzImageError as e:
+        raise BuildError(f"{target.image}: {e}") from None
+    output = root / target.image
+    part = output.with_name(output.name + ".part")
+    part.write_bytes(data)
+    part.replace(output)
 
 
 def build(root: Path, target: Target, *, force: bool = False) -> Path | None:
@@ -202,12 +263,20 @@ def build(root: Path, target: Target, *, force: bool = False) -> Path | None:
         raise BuildError(f"{target.name}: no file matches {' '.join(target.sources)} in {root}")
     output = root / target.output
     stamp = root / "build" / "stamps" / target.name
-    digest = _digest(root, target, [*sources, *_expand(root, target.inputs)])
+    script = None if target.script is None else root / target.script
+    inputs = [*sources, *([] if script is None else [script]), *_expand(root, target.inputs)]
+    digest = _digest(root, target, inputs)
+
+    def state() -> str:
+        made = [output, *([] if target.image is None else [root / target.image])]
+        return " ".join([digest, *map(_file_digest, made)])
+
     with _lock(root / "build" / "lock"):
-        if force or not stamp.is_file() or stamp.read_text() != f"{digest} {_file_digest(output)}":
-            compile_with_zig(root, target.flags, sources, output)
+        if force or not stamp.is_file() or stamp.read_text() != state():
+            compile_with_zig(root, target.flags, sources, output, script)
+            _make_image(root, target, output)
             stamp.parent.mkdir(parents=True, exist_ok=True)
-            stamp.write_text(f"{digest} {_file_digest(output)}")
+            stamp.write_text(state())
     return output
 
 

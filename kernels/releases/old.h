@@ -4,10 +4,10 @@
 #define RELEASE_KHO_COMPATIBLE	"kho-v4"
 
 #define RELEASE_PREF_ADDRESS	0x1000000
-#define KERNEL_BASE		0xffffffff80000000UL
-#define PAGE_OFFSET		0xffff888000000000UL
-#define VMALLOC_BASE		0xffffc90000000000UL
-#define VMEMMAP_BASE		0xffffea0000000000UL
+#define KERNEL_BASE		0xffffffff80000000
+#define PAGE_OFFSET		0xffff888000000000
+#define VMALLOC_BASE		0xffffc90000000000
+#define VMEMMAP_BASE		0xffffea0000000000
 
 #define RELEASE_MEMBLOCK_TOP_DOWN	1	/* memblock prefers high addresses */
 #define RELEASE_BUDDY_LIFO		1	/* freed blocks go to the front of their list */

@@ -1,0 +1,47 @@
+/* The console: the first 16550A, polled. Works from the first moment; needs no memory and no interrupt. */
+#include "arch.h"
+#include "console.h"
+#include "cpu.h"
+
+#define PORT		0x3f8
+#define THR		(PORT + 0)	/* divisor low with DLAB */
+#define IER		(PORT + 1)	/* divisor high with DLAB */
+#define FCR		(PORT + 2)
+#define LCR		(PORT + 3)
+#define MCR		(PORT + 4)
+#define LSR		(PORT + 5)
+#define LSR_THRE	0x20
+#define LSR_TEMT	0x40
+
+void console_init(void)
+{
+	outb(IER, 0);
+	outb(LCR, 0x80);
+	outb(THR, 1);			/* 115200 baud */
+	outb(IER, 0);
+	outb(LCR, 0x03);		/* 8N1 */
+	outb(FCR, 0x07);		/* FIFOs on and empty */
+	outb(MCR, 0x03);		/* DTR, RTS; no interrupt */
+}
+
+static void put(u8 c)
+{
+	while (!(inb(LSR) & LSR_THRE))
+		cpu_relax();
+	outb(THR, c);
+}
+
+void console_write(const char *text, size_t size)
+{
+	for (size_t i = 0; i < size; i++) {
+		if (text[i] == '\n')
+			put('\r');
+		put((u8)text[i]);
+	}
+}
+
+void console_flush(void)
+{
+	while (!(inb(LSR) & LSR_TEMT))
+		cpu_relax();
+}

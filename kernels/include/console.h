@@ -1,0 +1,7 @@
+/* The device that printk writes to (drivers/uart.c). */
+#pragma once
+#include "types.h"
+
+void console_init(void);
+void console_write(const char *text, size_t size);	/* returns when the device has taken all of it */
+void console_flush(void);				/* returns when all of it is on the wire */
