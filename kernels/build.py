@@ -242,7 +242,7 @@ def _make_image(root: Path, target: Target, elf: Path) -> None:
     from kernels import bzimage
 
     try:
-        data = bzimage.bzimage(elf.read_bytes(), target.name.removeprefix("kernel-"))
+        data = bzimage.bzimage(elf.read_bytes())
     except bzimage.BzImageError as e:
         raise BuildError(f"{target.image}: {e}") from None
     output = root / target.image

@@ -18,6 +18,7 @@ ALIGNMENT = 1 << 21
 CMDLINE_MAX = 2047
 INITRD_MAX = 0x7FFFFFFF
 _VERSION_AT = 0x400  # behind the header, in the setup sectors
+_IMAGE_VERSION = slice(0x1C0, 0x200)  # where arch/head.S puts the version
 
 
 class BzImageError(Exception):
@@ -53,8 +54,8 @@ def flatten(elf: bytes) -> tuple[int, bytes, int]:
     return start, bytes(image), end - start
 
 
-def bzimage(elf: bytes, version: str) -> bytes:
-    """The bzImage of a kernel. ``version`` is what its header says the kernel is. Raises BzImageError."""
+def bzimage(elf: bytes) -> bytes:
+    """The bzImage of a kernel. Raises BzImageError."""
     start, image, size = flatten(elf)
     if start % ALIGNMENT:
         raise BzImageError(f"linked to be loaded at {start:#x}, which is no multiple of {ALIGNMENT:#x}")
@@ -80,6 +81,6 @@ def bzimage(elf: bytes, version: str) -> bytes:
     put(0x238, "I", CMDLINE_MAX)
     put(0x258, "Q", start)
     put(0x260, "I", -(-size // 4096) * 4096)
-    text = f"{version} (luemu)".encode() + b"\0"
+    text = image[_IMAGE_VERSION].partition(b"\0")[0] + b" (luemu)\0"
     setup[_VERSION_AT : _VERSION_AT + len(text)] = text
     return bytes(setup) + image

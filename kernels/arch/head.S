@@ -1,6 +1,7 @@
 /* The first instructions.
  *
  *	offset 0	startup_32: the 32-bit entry of the Linux boot protocol, %esi = boot_params
+ *	offset 0x1c0	the version, a string
  *	offset 0x200	startup_64: its 64-bit entry, %rsi = boot_params, image and parameters mapped 1:1
  *	pvh_start32	named by the PVH note (qemu -kernel), %ebx = start info, image at its linked address
  *
@@ -94,6 +95,9 @@ boot_gdtr:
 far_pointer:
 	.long	0
 	.word	8
+
+	.org	0x1c0				/* kernels/bzimage.py takes the version from here */
+	.asciz	RELEASE_VERSION
 
 	.org	0x200
 .code64

@@ -124,7 +124,7 @@ static void print_e820(void)
 	for (unsigned int i = 0; i < e820_count; i++) {
 		const struct e820_entry *e = &e820_table[i];
 
-		pr_info("[mem %#018llx-%#018llx] %s\n", (unsigned long long)e->addr,
+		pr_info("[mem 0x%016llx-0x%016llx] %s\n", (unsigned long long)e->addr,
 			(unsigned long long)(e->addr + e->size - 1),
 			e->type < ARRAY_SIZE(names) ? names[e->type] : "unknown");
 	}

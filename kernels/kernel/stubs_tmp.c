@@ -1,0 +1,38 @@
+/* Temporary: weak stand-ins for parts that are not there yet, so that the kernel links. The real ones win; this file goes
+ * when all are there. */
+#include "arch.h"
+#include "sched.h"
+#include "page.h"
+#include "memblock.h"
+#include "init.h"
+#include "fs.h"
+#include "kho.h"
+#include "panic.h"
+#include "console.h"
+#include "printk.h"
+#include "workload.h"
+#include "string.h"
+#define W __attribute__((weak))
+W void cpu_init(void){ wrmsr(MSR_EFER, rdmsr(MSR_EFER) | EFER_NX); }
+W int printk(const char*f,...){ char b[256]; va_list a; va_start(a,f); if (f[0]==1) f+=2; int n=vsnprintf(b,sizeof b,f,a); va_end(a); console_write(b,strlen(b)); return n;}
+W void set_phase(const char*p){(void)p;}
+W void panic(const char*f,...){ printk("panic: %s\n", f); for(;;) halt(); }
+W void parse_params(void){} W void parse_early_params(void){}
+W void kho_populate(phys_addr_t a,u64 b,phys_addr_t c,u64 d){(void)a;(void)b;(void)c;(void)d;}
+W void mm_core_init(void){}
+W void sched_init(void){} W void acpi_init(void){} W void interrupts_init(void){} W void time_init(void){}
+W struct thread *kthread_create(void (*fn)(void *), void *arg, const char *name){(void)name; fn(arg); return (void*)1;}
+W void cpu_idle(void){ printk("idle\n"); for(;;) { local_irq_disable(); halt();} }
+W void ramfs_init(void){} W int cpio_unpack(const void*a,u64 n){(void)a;(void)n;return 0;}
+W void show_mem(void){} W u64 nr_managed_pages(void){return 0;}
+W void workload_run(void){ printk("workload\n"); }
+W u64 max_pfn;
+static struct memblock_region r0[64], r1[64];
+W struct memblock memblock={.memory={.regions=r0,.max=64},.reserved={.regions=r1,.max=64},.current_limit=~0UL};
+W int memblock_add(phys_addr_t b,u64 s){ r0[memblock.memory.cnt++]=(struct memblock_region){b,s,0}; return 0;}
+W int memblock_remove(phys_addr_t b,u64 s){(void)b;(void)s;return 0;}
+W int memblock_reserve(phys_addr_t b,u64 s){(void)b;(void)s;return 0;}
+W int memblock_reserve_kern(phys_addr_t b,u64 s){(void)b;(void)s;return 0;}
+W u64 memblock_phys_mem_size(void){return 1;}
+W phys_addr_t memblock_end_of_dram(void){struct memblock_region*r=&r0[memblock.memory.cnt-1];return r->base+r->size;}
+W phys_addr_t memblock_phys_alloc_range(u64 s,u64 a,phys_addr_t b,phys_addr_t c){(void)a;(void)b;(void)c; static u64 n=0x4000000; n+=s; return n-s;}
