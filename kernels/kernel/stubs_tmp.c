@@ -25,7 +25,7 @@ W struct thread *kthread_create(void (*fn)(void *), void *arg, const char *name)
 W void cpu_idle(void){ printk("idle\n"); for(;;) { local_irq_disable(); halt();} }
 W void ramfs_init(void){} W int cpio_unpack(const void*a,u64 n){(void)a;(void)n;return 0;}
 W void show_mem(void){} W u64 nr_managed_pages(void){return 0;}
-W void workload_run(void){ printk("workload\n"); }
+W void workload_run(void){ printk("workload\n"); for (;;) halt(); }
 W u64 max_pfn;
 static struct memblock_region r0[64], r1[64];
 W struct memblock memblock={.memory={.regions=r0,.max=64},.reserved={.regions=r1,.max=64},.current_limit=~0UL};
@@ -36,3 +36,5 @@ W int memblock_reserve_kern(phys_addr_t b,u64 s){(void)b;(void)s;return 0;}
 W u64 memblock_phys_mem_size(void){return 1;}
 W phys_addr_t memblock_end_of_dram(void){struct memblock_region*r=&r0[memblock.memory.cnt-1];return r->base+r->size;}
 W phys_addr_t memblock_phys_alloc_range(u64 s,u64 a,phys_addr_t b,phys_addr_t c){(void)a;(void)b;(void)c; static u64 n=0x4000000; n+=s; return n-s;}
+W u32 kernel_generation(void){return 0;}
+W const char *chain_line(void){return NULL;}
