@@ -41,6 +41,3 @@ int scnprintf(char *buf, size_t size, const char *fmt, ...) __printf(3, 4);
 
 /* Text that the console did not take yet is written out; used before a jump or halt. */
 void printk_flush(void);
-
-/* Where it all goes: the first UART, "\n" becomes "\r\n" there (drivers/uart.c). Called with interrupts off. */
-void console_write(const char *text, size_t size);

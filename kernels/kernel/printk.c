@@ -6,6 +6,7 @@
  * taken by its own processor and writes without it.
  */
 #include "printk.h"
+#include "console.h"
 #include "cpu.h"
 #include "errno.h"
 #include "init.h"
@@ -122,6 +123,7 @@ void printk_flush(void)
 	if (!at_line_start)
 		console_write("\n", 1);
 	at_line_start = true;
+	console_flush();
 	console_unlock(held);
 }
 
