@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 RAM, RESERVED, ACPI = 1, 2, 3
 ECAM = (0xB0000000, 0x10000000)
 ACPI_ROOM = 0x20000
-"""Bytes at the top of low RAM that firmware keeps for ACPI tables."""
+"""Bytes at the top of low RAM that firmware keeps for ACPI tables, as many as SeaBIOS does without further devices."""
+HYPERTRANSPORT = (0xFD_0000_0000, 0x3_0000_0000)
+"""What AMD processors keep for HyperTransport below 1 TiB."""
 
 # What the loader puts below 640 KiB.
 _GDT_AT, _TABLES_AT, _BOOT_PARAMS_AT, _CMDLINE_AT = 0x7000, 0x8000, 0x10000, 0x20000
@@ -57,11 +59,12 @@ def e820(ram_bytes: int, low: int) -> list[Range]:
         Range(low - ACPI_ROOM, ACPI_ROOM, RESERVED),
         Range(*ECAM, RESERVED),
         Range(0xFED1C000, 0x4000, RESERVED),
-        Range(0xFEFFC000, 0x4000, RESERVED),
         Range(0xFFFC0000, 0x40000, RESERVED),
     ]
     if ram_bytes > low:
         out.append(Range(GIB4, ram_bytes - low, RAM))
+    if GIB4 + ram_bytes - low <= HYPERTRANSPORT[0]:  # in a larger machine it would be in the middle of RAM
+        out.append(Range(*HYPERTRANSPORT, RESERVED))
     return out
 
 

@@ -17,9 +17,10 @@ from tests.machine.test_ends import bzimage
 RAM, RESERVED = 1, 2
 PARAMS = 0x10000
 
-# As `qemu-system-x86_64 -machine q35 -m SIZE` reports them through fw_cfg and SeaBIOS (Linux: "BIOS-e820").
+# As `qemu-system-x86_64 -machine q35 -cpu EPYC -nodefaults -m SIZE` reports them through fw_cfg and SeaBIOS (Linux: "BIOS-e820").
 # QEMU keeps 0x20000 for ACPI tables at the top of low RAM, and ends RAM below the ECAM window.
-COMMON = [(0xB0000000, 0xC0000000), (0xFED1C000, 0xFED20000), (0xFEFFC000, 0xFF000000), (0xFFFC0000, 1 << 32)]
+COMMON = [(0xB0000000, 0xC0000000), (0xFED1C000, 0xFED20000), (0xFFFC0000, 1 << 32),
+          (0xFD00000000, 0x10000000000)]  # fmt: skip
 Q35 = {
     128 << 20: [(0, 0x9FC00), (0x100000, 0x7FE0000)],
     (2 << 30) + (768 << 20): [(0, 0x9FC00), (0x100000, 0x7FFE0000), (1 << 32, 0x130000000)],
