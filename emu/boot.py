@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 RAM, RESERVED, ACPI = 1, 2, 3
 ECAM = (0xB0000000, 0x10000000)
 ACPI_ROOM = 0x20000
-"""Bytes at the top of low RAM that firmware keeps for ACPI tables, as many as SeaBIOS does without further devices."""
+"""Bytes at the top of low RAM that firmware keeps for ACPI tables: SeaBIOS' without further devices."""
 HYPERTRANSPORT = (0xFD_0000_0000, 0x3_0000_0000)
 """What AMD processors keep for HyperTransport below 1 TiB."""
 

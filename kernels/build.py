@@ -60,8 +60,10 @@ KERNEL = (
     *BARE_METAL, "-mcmodel=kernel", "-Ikernels", "-Ikernels/include", "-Ikho/guest", "-Iluo/guest",
     "-Wl,-e,startup_64", "-Wl,-z,max-page-size=4096", "-Wl,--no-gc-sections",
 )  # fmt: skip
-KERNEL_PARTS = ("kernels/arch", "kernels/mm", "kernels/kernel", "kernels/fs", "kernels/drivers", "kernels/lib",
-                "kho/guest", "luo/guest")  # fmt: skip
+KERNEL_PARTS = (
+    "kernels/arch", "kernels/mm", "kernels/kernel", "kernels/fs", "kernels/drivers", "kernels/lib",
+    "kho/guest", "luo/guest",
+)  # fmt: skip
 
 
 class BuildError(Exception):
