@@ -64,6 +64,12 @@ KERNEL_PARTS = (
     "kernels/arch", "kernels/mm", "kernels/kernel", "kernels/fs", "kernels/drivers", "kernels/lib",
     "kho/guest", "luo/guest",
 )  # fmt: skip
+# What runs between two kernels: wherever it is put, and with no library, so loops must stay loops.
+PURGATORY = (
+    *(f for f in BARE_METAL if f not in ("-fno-pic", "-fno-pie")), "-fpic", "-fvisibility=hidden", "-fno-builtin",
+    "-Ikernels/include", "-Wl,-e,purgatory", "-Wl,-T,kernels/purgatory/link.ld", "-Wl,-z,max-page-size=4096",
+)  # fmt: skip
+PURGATORY_BYTES = "build/purgatory.S"
 
 
 class BuildError(Exception):
@@ -89,6 +95,10 @@ class Target:
     """linker script that goes through the C preprocessor first"""
     image: str | None = None
     """bzImage that is made from the result"""
+    needs: tuple[str, ...] = ()
+    """targets that are built before this one"""
+    embedded: str | None = None
+    """assembler source that is made from the result: its bytes, as it lies in memory, for another target"""
 
 
 def kernel(release: str, header: str, output: str, name: str | None = None) -> Target:
@@ -97,12 +107,13 @@ def kernel(release: str, header: str, output: str, name: str | None = None) -> T
     return Target(
         name=name or f"kernel-{release}",
         output=output,
-        sources=tuple(f"{part}/*.{kind}" for part in KERNEL_PARTS for kind in ("S", "c")),
+        sources=(*(f"{part}/*.{kind}" for part in KERNEL_PARTS for kind in ("S", "c")), PURGATORY_BYTES),
         inputs=(f"kernels/{header}", "kernels/bzimage.py", "kernels/include/*.h",
-                *(f"{part}/*.h" for part in KERNEL_PARTS)),
+                "kernels/purgatory/*.h", *(f"{part}/*.h" for part in KERNEL_PARTS)),
         flags=(*KERNEL, f'-DRELEASE_HEADER="{header}"'),
         script="kernels/link.ld.S",
         image=str(Path(output).with_suffix(".bzImage")),
+        needs=("purgatory",),
     )  # fmt: skip
 
 
@@ -129,6 +140,14 @@ TARGETS: tuple[Target, ...] = (
         inputs=("kernels/selftest/*.h", "kernels/selftest/link.ld"),
         flags=(*BARE_METAL, "-Wl,-e,start64", "-Wl,-T,kernels/selftest/link.ld", "-Wl,-z,max-page-size=4096"),
         optional=True,
+    ),
+    Target(
+        name="purgatory",
+        output="kernels/bin/purgatory.elf",
+        sources=("kernels/purgatory/entry.S", "kernels/purgatory/*.c", "kernels/lib/sha256.c"),
+        inputs=("kernels/purgatory/*.h", "kernels/purgatory/link.ld", "kernels/include/*.h", "kernels/bzimage.py"),
+        flags=PURGATORY,
+        embedded=PURGATORY_BYTES,
     ),
     kernel("old", "releases/old.h", "kernels/bin/old.elf"),
     kernel("new", "releases/new.h", "kernels/bin/new.elf"),
@@ -253,11 +272,34 @@ def _make_image(root: Path, target: Target, elf: Path) -> None:
     part.replace(output)
 
 
+def _embed(root: Path, target: Target, elf: Path) -> None:
+    """The bytes of a program as assembler source, because the compiler's cache does not know of files that
+    `.incbin` names. `<name>_start`, `<name>_end`: the bytes; `<name>_memory`: their number with .bss."""
+    if target.embedded is None:
+        return
+    from kernels import bzimage
+
+    try:
+        _, data, size = bzimage.flatten(elf.read_bytes())
+    except bzimage.BzImageError as e:
+        raise BuildError(f"{target.output}: {e}") from None
+    lines = [f".globl {target.name}_start, {target.name}_end, {target.name}_memory",
+             '.section .rodata, "a", @progbits', ".balign 16", f"{target.name}_start:"]  # fmt: skip
+    lines += [".byte " + ",".join(map(str, data[i : i + 32])) for i in range(0, len(data), 32)]
+    lines += [f"{target.name}_end:", ".balign 8", f"{target.name}_memory: .quad {size}", ""]
+    output = root / target.embedded
+    part = output.with_name(output.name + ".part")
+    part.write_text("\n".join(lines))
+    part.replace(output)
+
+
 def build(root: Path, target: Target, *, force: bool = False) -> Path | None:
     """Bring one target up to date and return its path, or None if it is optional and has no sources.
 
     Raises BuildError. Does nothing, in about a millisecond, when nothing changed.
     """
+    for needed in target.needs:
+        build(root, next(t for t in TARGETS if t.name == needed))
     sources = _expand(root, target.sources)
     if not sources:
         if target.optional:
@@ -270,13 +312,14 @@ def build(root: Path, target: Target, *, force: bool = False) -> Path | None:
     digest = _digest(root, target, inputs)
 
     def state() -> str:
-        made = [output, *([] if target.image is None else [root / target.image])]
+        made = [output, *(root / name for name in (target.image, target.embedded) if name is not None)]
         return " ".join([digest, *map(_file_digest, made)])
 
     with _lock(root / "build" / "lock"):
         if force or not stamp.is_file() or stamp.read_text() != state():
             compile_with_zig(root, target.flags, sources, output, script)
             _make_image(root, target, output)
+            _embed(root, target, output)
             stamp.parent.mkdir(parents=True, exist_ok=True)
             stamp.write_text(state())
     return output
