@@ -66,8 +66,9 @@ KERNEL_PARTS = (
 )  # fmt: skip
 # What runs between two kernels: wherever it is put, and with no library, so loops must stay loops.
 PURGATORY = (
-    *(f for f in BARE_METAL if f not in ("-fno-pic", "-fno-pie")), "-fpic", "-fvisibility=hidden", "-fno-builtin",
-    "-Ikernels/include", "-Wl,-e,purgatory", "-Wl,-T,kernels/purgatory/link.ld", "-Wl,-z,max-page-size=4096",
+    *(f for f in BARE_METAL if f not in ("-fno-pic", "-fno-pie")), "-fpic", "-fvisibility=hidden",
+    "-fno-builtin", "-Ikernels/include", "-Wl,-e,purgatory", "-Wl,-T,kernels/purgatory/link.ld",
+    "-Wl,-z,max-page-size=4096",
 )  # fmt: skip
 PURGATORY_BYTES = "build/purgatory.S"
 
@@ -145,7 +146,12 @@ TARGETS: tuple[Target, ...] = (
         name="purgatory",
         output="kernels/bin/purgatory.elf",
         sources=("kernels/purgatory/entry.S", "kernels/purgatory/*.c", "kernels/lib/sha256.c"),
-        inputs=("kernels/purgatory/*.h", "kernels/purgatory/link.ld", "kernels/include/*.h", "kernels/bzimage.py"),
+        inputs=(
+            "kernels/purgatory/*.h",
+            "kernels/purgatory/link.ld",
+            "kernels/include/*.h",
+            "kernels/bzimage.py",
+        ),
         flags=PURGATORY,
         embedded=PURGATORY_BYTES,
     ),
