@@ -16,7 +16,8 @@ enum thread_state { THREAD_RUNNING, THREAD_SLEEPING, THREAD_DEAD };
 
 /* Fields: struct thread *self-contained: u64 rsp; void *stack; struct list_head run_list, all_list; int tid;
  * enum thread_state state; u64 wake_jiffies; u64 ticks; void (*fn)(void *); void *arg; char name[16]; u64 fs_base;
- * The release orders them and adds its own. */
+ * struct task *task (of a program, NULL in a kernel thread). The release orders them and adds its own. */
+struct task;
 struct thread {
 	RELEASE_THREAD_FIELDS
 };

@@ -37,6 +37,7 @@
 	void *arg;			\
 	u64 fs_base;			\
 	u64 switches;			\
+	struct task *task;		\
 	void *stack;			\
 	u64 rsp;
 
@@ -51,4 +52,16 @@
 	struct list_head siblings;	\
 	u64 mtime;			\
 	char *name;
+
+#define RELEASE_OPEN_FILE_FIELDS	\
+	loff_t pos;			\
+	struct inode *inode;		\
+	struct dentry *dentry;		\
+	void *private;			\
+	const struct file_ops *ops;	\
+	u32 mode;			\
+	u32 flags;			\
+	u32 refs;			\
+	u64 opened;			\
+	struct mutex pos_lock;
 #endif

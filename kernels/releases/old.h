@@ -33,6 +33,7 @@
 	u64 wake_jiffies;		\
 	u64 ticks;			\
 	u64 fs_base;			\
+	struct task *task;		\
 	void (*fn)(void *);		\
 	void *arg;			\
 	char name[16];
@@ -46,4 +47,15 @@
 	u64 ino;			\
 	u64 size;			\
 	const u8 *data;
+
+#define RELEASE_OPEN_FILE_FIELDS	\
+	u32 refs;			\
+	u32 flags;			\
+	u32 mode;			\
+	struct dentry *dentry;		\
+	struct inode *inode;		\
+	const struct file_ops *ops;	\
+	void *private;			\
+	struct mutex pos_lock;		\
+	loff_t pos;
 #endif

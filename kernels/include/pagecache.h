@@ -1,0 +1,72 @@
+/* The page cache: contents of files, by page (mm/pagecache.c), and files that are nothing but that (mm/shmem.c).
+ *
+ * A mapping holds folios of any order at indices that are multiples of their size. Each folio in a mapping has
+ * folio->page.mapping and .index set and one reference by the mapping. All folios are movable; a pinned one (a
+ * preserved file's) is not moved, and pinning moves it out of scratch first.
+ */
+#pragma once
+#include "types.h"
+#include "list.h"
+#include "page.h"
+#include "sched.h"
+
+struct inode;
+
+struct mapping {
+	struct inode *inode;
+	struct mutex lock;		/* lookup with creation, truncation, migration */
+	void *root;			/* tree of folios by page index */
+	u32 height;
+	u64 nr_pages;
+	struct list_head areas;		/* struct vma.shared: who maps it */
+	u32 writable;			/* shared writable mappings, for F_SEAL_WRITE */
+};
+
+void mapping_init(struct mapping *m, struct inode *inode);
+struct folio *mapping_find(struct mapping *m, u64 index);	/* folio that covers the page; no reference taken */
+int mapping_add(struct mapping *m, struct folio *f, u64 index);	/* takes a reference; 0, -EEXIST, -ENOMEM, -EINVAL */
+void mapping_remove(struct mapping *m, struct folio *f);	/* drops it */
+/* The first folio whose pages reach index or more; NULL. For walks: index = its index + size. */
+struct folio *mapping_next(struct mapping *m, u64 index);
+/* Drops pages first to the end. A folio that is cut in the middle is split into smaller ones. */
+void mapping_truncate(struct mapping *m, u64 first);
+
+/* page->flags of page cache folios, beyond those of page.h */
+#define PG_UPTODATE	(1U << 8)
+#define PG_DIRTY	(1U << 9)
+#define PG_PINNED	(1U << 10)
+
+/* ---- shmem: files in memory (tmpfs, memfd, shared anonymous memory) ---- */
+
+#define F_SEAL_SEAL		0x0001
+#define F_SEAL_SHRINK		0x0002
+#define F_SEAL_GROW		0x0004
+#define F_SEAL_WRITE		0x0008
+#define F_SEAL_FUTURE_WRITE	0x0010
+#define F_SEAL_EXEC		0x0020
+
+struct shmem {				/* inode->shmem */
+	struct mapping mapping;
+	u32 seals;			/* F_SEAL_SEAL for files that can not be sealed */
+	bool frozen;			/* preserved: size and set of pages are fixed (LUO) */
+	bool huge;			/* new pages in order 9 where they fit (MADV_HUGEPAGE) */
+	u64 blocks;			/* allocated pages */
+};
+
+/* The folio at the page, allocated and zeroed if there is none (order 9 if `huge` and it fits below size). A reference
+ * is not taken; inode lock held. ERR_PTR(-ENOMEM, -ENOSPC). */
+struct folio *shmem_get_folio(struct inode *inode, u64 index);
+/* A new unlinked shmem file: name as /proc shows it, flags of open(2). ERR_PTR. */
+struct file *shmem_file_setup(const char *name, u64 size, u32 seals, u32 mode);
+int shmem_truncate(struct inode *inode, u64 size);	/* 0, -EPERM (seals, frozen), -EFBIG */
+bool shmem_inode(const struct inode *inode);
+s64 memfd_get_seals(struct file *file);			/* -EINVAL */
+int memfd_add_seals(struct file *file, u32 seals);	/* -EPERM, -EBUSY, -EINVAL */
+
+/* Pins the folios that cover bytes [0, size): missing ones are allocated, all lie outside scratch afterwards (moved if
+ * need be, mappings of programs follow), none moves until it is unpinned. On error nothing is pinned. */
+int shmem_pin(struct inode *inode, u64 size);
+void shmem_unpin(struct inode *inode);
+
+/* Moves a page cache folio to new memory outside scratch, wherever it is mapped. 0, -EBUSY (pinned), -ENOMEM. */
+int migrate_folio(struct mapping *m, struct folio *f);

@@ -1,0 +1,193 @@
+/* Files and directories (fs/). Everything is in memory: the names of tmpfs, devtmpfs, sysfs and debugfs are pinned
+ * dentries, /proc makes the names of processes when they are looked up.
+ *
+ *	struct file	an open file: position, flags, operations
+ *	struct dentry	a name in a directory; mounted file systems hang here
+ *	struct inode	the file itself
+ */
+#pragma once
+#include "types.h"
+#include "errno.h"
+#include "list.h"
+#include "pagecache.h"
+#include "release.h"
+#include "sched.h"
+
+#define NAME_MAX	255
+#define PATH_MAX	4096
+
+#define S_IFMT	0170000
+#define S_IFSOCK 0140000
+#define S_IFLNK	0120000
+#define S_IFREG	0100000
+#define S_IFBLK	0060000
+#define S_IFDIR	0040000
+#define S_IFCHR	0020000
+#define S_IFIFO	0010000
+#define S_ISDIR(m)	(((m) & S_IFMT) == S_IFDIR)
+#define S_ISREG(m)	(((m) & S_IFMT) == S_IFREG)
+#define S_ISLNK(m)	(((m) & S_IFMT) == S_IFLNK)
+#define S_ISCHR(m)	(((m) & S_IFMT) == S_IFCHR)
+
+#define O_ACCMODE	00000003
+#define O_RDONLY	00000000
+#define O_WRONLY	00000001
+#define O_RDWR		00000002
+#define O_CREAT		00000100
+#define O_EXCL		00000200
+#define O_NOCTTY	00000400
+#define O_TRUNC		00001000
+#define O_APPEND	00002000
+#define O_NONBLOCK	00004000
+#define O_LARGEFILE	00100000
+#define O_DIRECTORY	00200000
+#define O_NOFOLLOW	00400000
+#define O_CLOEXEC	02000000
+#define O_PATH		010000000
+#define O_TMPFILE	020200000
+
+struct inode;
+struct dentry;
+struct file;
+struct vma;
+struct wait_queue;
+struct poll_table;
+struct kstat;
+
+typedef int (*filldir_t)(void *ctx, const char *name, u32 len, u64 ino, u32 type);	/* non-zero stops */
+
+struct file_ops {
+	ssize_t (*read)(struct file *f, void *user, u64 size, loff_t *pos);	/* user addresses */
+	ssize_t (*write)(struct file *f, const void *user, u64 size, loff_t *pos);
+	loff_t (*llseek)(struct file *f, loff_t off, int whence);	/* NULL: -ESPIPE; see generic_llseek */
+	int (*iterate)(struct file *f, void *ctx, filldir_t fill, loff_t *pos);
+	u32 (*poll)(struct file *f, struct poll_table *t);		/* EPOLL* bits; NULL: always readable, writable */
+	s64 (*ioctl)(struct file *f, u32 cmd, u64 arg);			/* NULL: -ENOTTY */
+	int (*mmap)(struct file *f, struct vma *vma);			/* sets vma->mapping; NULL: -ENODEV */
+	int (*open)(struct inode *inode, struct file *f);
+	void (*release)(struct file *f);				/* the last reference is gone */
+	int (*fallocate)(struct file *f, int mode, loff_t off, loff_t len);
+	/* What readlink("/proc/self/fd/N") says, NULL: the path. */
+	void (*show_name)(struct file *f, char *buf, u64 size);
+};
+
+struct inode_ops {
+	/* Names that are not pinned: a new dentry below dir, ERR_PTR(-ENOENT). NULL: only pinned names exist. */
+	struct dentry *(*lookup)(struct dentry *dir, const char *name, u32 len);
+	int (*create)(struct dentry *dir, struct dentry *new, u32 mode, u64 rdev);	/* regular, device, fifo, socket */
+	int (*mkdir)(struct dentry *dir, struct dentry *new, u32 mode);
+	int (*symlink)(struct dentry *dir, struct dentry *new, const char *target);
+	bool writable;				/* names can be made, renamed and removed here */
+	int (*setsize)(struct inode *inode, u64 size);			/* truncate; NULL: -EINVAL */
+	/* Contents of a symbolic link that is not text (/proc/self/exe): its target, referenced, ERR_PTR. */
+	struct dentry *(*follow)(struct inode *inode);
+	ssize_t (*readlink)(struct inode *inode, char *buf, u64 size);
+};
+
+struct super {					/* a mounted file system */
+	const char *type;
+	u64 magic;				/* as statfs(2) reports it */
+	u32 dev;
+	struct dentry *root;
+	u64 next_ino;
+};
+
+struct inode {
+	u32 refs;
+	struct super *super;
+	u64 ino;
+	u32 mode, uid, gid, nlink;
+	u64 size, rdev;
+	u64 atime, mtime, ctime;		/* ns since the epoch */
+	struct mutex lock;			/* size, contents, names in it */
+	const struct inode_ops *ops;
+	const struct file_ops *fops;
+	struct shmem *shmem;			/* contents in memory, NULL for others */
+	char *target;				/* symbolic link */
+	void *private;
+};
+
+struct dentry {
+	u32 refs;				/* users; a pinned name has one by its parent */
+	char *name;
+	struct dentry *parent;			/* itself at a root */
+	struct inode *inode;
+	struct list_head children, sibling;
+	bool unlinked;				/* the name is gone, the file may be open */
+	struct dentry *mounted;			/* root of what is mounted here */
+	struct dentry *covers;			/* of a root: where it is mounted */
+	struct super *super;
+};
+
+/* Fields: u32 refs; u32 flags; u32 mode (what open allows); loff_t pos; struct mutex pos_lock; struct dentry *dentry;
+ * struct inode *inode; const struct file_ops *ops; void *private. The release orders them and adds its own. */
+#define FMODE_READ	1
+#define FMODE_WRITE	2
+#define FMODE_PATH	4			/* O_PATH */
+struct file {
+	RELEASE_OPEN_FILE_FIELDS
+};
+
+/* ---- open files and descriptors (fs/file.c) ---- */
+struct file *fget(int fd);			/* a reference; NULL if not open or O_PATH */
+struct file *fget_raw(int fd);			/* O_PATH too */
+void file_get(struct file *f);
+void fput(struct file *f);
+int get_unused_fd(u32 flags);			/* reserves; -EMFILE. flags: O_CLOEXEC */
+void put_unused_fd(int fd);
+void fd_install(int fd, struct file *f);	/* takes over the reference */
+int close_fd(int fd);
+/* A file without a name in any directory; ERR_PTR. /proc shows anon_inode:NAME. */
+struct file *anon_inode_getfile(const char *name, const struct file_ops *ops, void *private, u32 flags);
+struct file *file_open(const char *path, u32 flags, u32 mode);	/* by the kernel; ERR_PTR */
+struct file *dentry_open(struct dentry *d, u32 flags);		/* ERR_PTR */
+ssize_t kernel_read(struct file *f, void *buf, u64 size, loff_t *pos);	/* kernel address */
+loff_t generic_llseek(struct file *f, loff_t off, int whence);
+/* The whole file in vmalloc()ed memory; size or -errno. */
+ssize_t kernel_read_file(struct file *f, void **buf, u64 max);
+
+/* ---- names (fs/namei.c) ---- */
+#define LOOKUP_FOLLOW		1
+#define LOOKUP_DIRECTORY	2
+#define LOOKUP_PARENT		4		/* the directory; the last component is left in *last */
+#define AT_FDCWD		(-100)
+#define AT_SYMLINK_NOFOLLOW	0x100
+#define AT_REMOVEDIR		0x200
+#define AT_EMPTY_PATH		0x1000
+int path_lookup(int dirfd, const char *path, u32 flags, struct dentry **out, char last[NAME_MAX + 1]);
+void dget(struct dentry *d);
+void dput(struct dentry *d);
+ssize_t dentry_path(struct dentry *d, char *buf, u64 size);	/* absolute path; length or -ENAMETOOLONG */
+/* For in-kernel file systems: a name below dir with a new inode; ERR_PTR(-EEXIST, -ENOMEM). */
+struct dentry *vfs_make(struct dentry *dir, const char *name, u32 mode, const struct file_ops *fops, void *private);
+void vfs_remove(struct dentry *d);		/* with everything below */
+int inode_permission(const struct inode *inode, u32 want);	/* 4 read, 2 write, 1 execute; -EACCES */
+
+/* ---- file systems ---- */
+struct super *super_create(const char *type, u64 magic);
+struct inode *inode_new(struct super *s, u32 mode);
+void iget(struct inode *inode);
+void iput(struct inode *inode);
+struct super *tmpfs_mount(void);		/* a new one */
+extern struct super *rootfs, *devtmpfs, *procfs, *sysfs, *debugfs;
+void vfs_init(void);				/* rootfs; the others register as initcalls */
+
+/* A character device: its node appears in /dev and its line in /proc/misc or /proc/devices. */
+struct chrdev {
+	const char *name;
+	u32 major, minor;			/* major 10: misc; minor 255: any free one */
+	u32 mode;
+	const struct file_ops *fops;
+	struct list_head list;
+};
+int register_chrdev(struct chrdev *dev);
+
+/* Text files of /proc, sysfs and debugfs: show() writes into a buffer that grows. */
+struct seq {
+	char *buf;
+	u64 size, len;
+};
+void seq_printf(struct seq *s, const char *fmt, ...) __printf(2, 3);
+void seq_write(struct seq *s, const void *data, u64 len);
+struct dentry *seq_file_create(struct dentry *dir, const char *name, u32 mode, int (*show)(struct seq *s, void *private),
+			       void *private);

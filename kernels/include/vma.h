@@ -1,0 +1,74 @@
+/* Memory of programs (mm/mmap.c, mm/fault.c, mm/fork.c).
+ *
+ * An mm is a page table and a sorted list of areas. Pages come when they are touched. Private pages are copied on
+ * write, whether they came from a file or from fork. Everything mapped is in 4 KiB entries, also of large folios.
+ * The upper half of every page table is the kernel's (its top entries exist since boot).
+ */
+#pragma once
+#include "types.h"
+#include "list.h"
+#include "page.h"
+#include "sched.h"
+
+struct file;
+struct mapping;
+
+#define PROT_READ	1
+#define PROT_WRITE	2
+#define PROT_EXEC	4
+#define VM_READ		PROT_READ
+#define VM_WRITE	PROT_WRITE
+#define VM_EXEC		PROT_EXEC
+#define VM_SHARED	0x10
+#define VM_GROWSDOWN	0x20
+#define VM_HUGEPAGE	0x40		/* MADV_HUGEPAGE */
+#define VM_MAYWRITE	0x80		/* mprotect may add PROT_WRITE */
+
+#define MAP_SHARED	0x01
+#define MAP_PRIVATE	0x02
+#define MAP_FIXED	0x10
+#define MAP_ANONYMOUS	0x20
+#define MAP_GROWSDOWN	0x100
+#define MAP_NORESERVE	0x4000
+#define MAP_POPULATE	0x8000
+#define MAP_FIXED_NOREPLACE 0x100000
+
+struct vma {
+	struct list_head list;			/* mm->areas, by address */
+	struct list_head shared;		/* mapping->areas: who maps the file */
+	struct mm *mm;
+	u64 start, end;
+	u32 flags;
+	struct file *file;			/* NULL: anonymous */
+	struct mapping *mapping;		/* the file's page cache, NULL: anonymous */
+	u64 pgoff;				/* page of the file at start */
+};
+
+struct mm {
+	u32 refs;
+	struct mutex lock;
+	struct list_head areas;
+	u64 *pgd;
+	u64 start_brk, brk, mmap_base, stack_top;
+	u64 arg_start, arg_end, env_start, env_end;
+	u64 nr_pages;				/* mapped */
+};
+
+struct mm *mm_create(void);
+struct mm *mm_fork(struct mm *mm);		/* copy on write; NULL */
+void mm_get(struct mm *mm);
+void mm_put(struct mm *mm);
+void mm_switch(struct mm *next);		/* loads CR3; NULL: the kernel's */
+
+/* Address or -errno. off is in bytes, page-aligned. The mm is the current task's for the system calls, any for exec. */
+s64 mm_map(struct mm *mm, u64 addr, u64 size, u32 prot, u32 flags, struct file *file, u64 off);
+int mm_unmap(struct mm *mm, u64 addr, u64 size);
+struct vma *mm_find(struct mm *mm, u64 addr);	/* area that contains addr, NULL */
+/* Brings in the page and maps it; 0, -EFAULT (no area, or it forbids), -ENOMEM, -EIO (beyond the file: SIGBUS). */
+int mm_fault(struct mm *mm, u64 addr, bool write, bool exec);
+/* Memory of another program or of one that does not run yet (exec's stack, /proc/PID). Bytes copied. */
+u64 mm_access(struct mm *mm, u64 addr, void *buf, u64 size, bool write);
+/* Removes all mappings of pages [first, last] of a file; private copies stay unless `even_private`. */
+void unmap_mapping_range(struct mapping *m, u64 first, u64 last, bool even_private);
+/* The handler of #PF for user addresses, from user or kernel mode; true if the instruction can go on. */
+bool user_page_fault(struct pt_regs *regs, u64 addr);
