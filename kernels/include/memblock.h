@@ -66,3 +66,11 @@ bool memblock_next_free(phys_addr_t *cursor, phys_addr_t *start, phys_addr_t *en
 
 /* Ends scratch-only, then gives all memory that is not reserved to the page allocator. */
 void memblock_free_all(void);
+
+/* reserve_mem=SIZE:ALIGN:NAME (mm/reserve_mem.c): the nth region of the table, NULL behind the last. */
+struct reserve_mem_region {
+	phys_addr_t start;
+	u64 size;
+	char name[16];
+};
+const struct reserve_mem_region *reserve_mem_get(unsigned int n);

@@ -15,7 +15,6 @@ _Noreturn void workload_run(void);
 void verdict_fail(const char *fmt, ...) __printf(1, 2);
 bool verdict_failed(void);
 
-/* The KHO test (kho/guest/test_kho.c). Restores at device_initcall; saves when the workload asks for it. */
+/* The KHO test (kho/guest/test_kho.c). Restores at device_initcall; saves when the workload asks for it. Errors
+ * go into the verdict. */
 void test_kho_save(void);
-/* Pages restored, with their metadata, since this kernel started and not known to its allocator before (INV-38). */
-u64 test_kho_restored_pages(void);

@@ -38,6 +38,8 @@ struct folio *kho_restore_folio(phys_addr_t phys);
 struct page *kho_restore_pages(phys_addr_t phys, u64 nr_pages);
 void *kho_restore_vmalloc(const struct kho_vmalloc *desc);
 void kho_restore_free(void *mem);
+/* Pages that kho_restore_*() gave to this kernel so far: its share of the managed pages (INV-38). */
+u64 kho_restored_pages(void);
 int kho_retrieve_subtree(const char *name, phys_addr_t *phys, u64 *size);
 
 /* ---- kexec ---- */
