@@ -48,6 +48,9 @@ struct folio {
 
 #define vmemmap			((struct page *)VMEMMAP_BASE)
 
+/* A page fault at this address: true if it was a part of the vmemmap that came into being by it (mm/vmemmap.c). */
+bool vmemmap_fault(u64 address);
+
 static inline struct page *pfn_to_page(u64 pfn) { return vmemmap + pfn; }
 static inline u64 page_to_pfn(const struct page *page) { return (u64)(page - vmemmap); }
 static inline phys_addr_t page_to_phys(const struct page *page) { return PFN_PHYS(page_to_pfn(page)); }

@@ -15,7 +15,7 @@ struct epitaph {
 	u64 cr0, cr2, cr3, cr4, efer;
 	u32 has_trap;				/* regs.vector and regs.error_code mean something */
 	u32 frames;				/* how many of backtrace[] are valid */
-	u64 backtrace[EPITAPH_FRAMES_MAX];	/* return addresses, innermost first */
+	u64 backtrace[EPITAPH_FRAMES_MAX];	/* callers of regs.rip, innermost first */
 	char phase[32];				/* what the kernel was doing, see set_phase() */
 	char reason[EPITAPH_REASON_MAX];
 };
@@ -27,8 +27,11 @@ _Noreturn void die(const struct pt_regs *regs, const char *fmt, ...) __printf(2,
 
 /* Return addresses from frame pointer rbp on; how many were written. Stops at anything that is no kernel stack. */
 unsigned int backtrace_from(u64 rbp, u64 *out, unsigned int max);
-/* Prints "Call trace:" and one line a frame. */
+/* Prints "Call trace:" and one line a frame, the caller's first. */
 void dump_stack(void);
+
+/* From the first panic on: locks are not waited for. */
+bool panic_in_progress(void);
 
 /* What the epitaph will say the kernel was doing. A string constant. */
 void set_phase(const char *phase);

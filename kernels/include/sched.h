@@ -10,7 +10,8 @@
 #include "list.h"
 #include "release.h"
 
-#define THREAD_STACK_ORDER	2	/* 16 KiB */
+#define THREAD_STACK_ORDER	2
+#define THREAD_STACK_SIZE	(4096UL << THREAD_STACK_ORDER)	/* 16 KiB */
 
 enum thread_state { THREAD_RUNNING, THREAD_SLEEPING, THREAD_DEAD };
 
@@ -35,10 +36,22 @@ struct percpu {
 };
 
 static inline struct percpu *this_cpu(void) { struct percpu *p; __asm__ volatile("movq %%gs:0, %0" : "=r"(p)); return p; }
-#define current (this_cpu()->current_thread)
+/* One instruction: the answer stays right when the thread goes on elsewhere. */
+static inline struct thread *get_current(void)
+{
+	struct thread *t;
 
-void sched_init(void);			/* the running code becomes thread 0, then the idle thread */
-struct thread *kthread_create(void (*fn)(void *), void *arg, const char *name);	/* NULL; starts running */
+	__asm__ volatile("movq %%gs:%c1, %0" : "=r"(t) : "i"(offsetof(struct percpu, current_thread)));
+	return t;
+}
+#define current get_current()
+
+extern struct thread boot_thread;	/* thread 0: what runs from the first instruction on, later the idle thread */
+void sched_init(void);
+/* A thread that runs fn(arg) from now on; NULL without memory. Its name is copied. One that ends, by returning from fn
+ * or thread_exit(), keeps its memory until kthread_join(): so it goes back at a moment that does not depend on timing. */
+struct thread *kthread_create(void (*fn)(void *), void *arg, const char *name);
+void kthread_join(struct thread *t);	/* waits for the end and frees; once for each thread */
 _Noreturn void thread_exit(void);
 void schedule(void);
 void yield(void);
@@ -47,8 +60,12 @@ void wake_up_thread(struct thread *t);
 void sched_tick(void);			/* timer interrupt */
 _Noreturn void cpu_idle(void);
 
-static inline void preempt_disable(void) { this_cpu()->preempt_count++; barrier(); }
+static inline void preempt_disable(void)
+{
+	__asm__ volatile("incl %%gs:%c0" :: "i"(offsetof(struct percpu, preempt_count)) : "memory");
+}
 void preempt_enable(void);		/* switches if it was due */
+void preempt_schedule(void);		/* the same, at the end of an interrupt */
 
 typedef struct { volatile u32 next, owner; } spinlock_t;	/* ticket lock; all zero is unlocked */
 #define SPINLOCK_INIT	{ 0, 0 }

@@ -36,6 +36,13 @@ W int memblock_reserve_kern(phys_addr_t b,u64 s){(void)b;(void)s;return 0;}
 W u64 memblock_phys_mem_size(void){return 1;}
 W phys_addr_t memblock_end_of_dram(void){struct memblock_region*r=&r0[memblock.memory.cnt-1];return r->base+r->size;}
 W phys_addr_t memblock_phys_alloc_range(u64 s,u64 a,phys_addr_t b,phys_addr_t c){(void)a;(void)b;(void)c; static u64 n=0x4000000; n+=s; return n-s;}
+W void *ioremap(phys_addr_t p,u64 n){return early_map(p,n);}
+W bool vmemmap_fault(u64 a){(void)a;return false;}
+static u8 pool[1<<19] __aligned(4096); static u64 used;
+W void *get_free_pages(gfp_t g,unsigned int o){(void)g; void *p=pool+used; used+=PAGE_SIZE<<o; return used>sizeof pool?NULL:p;}
+W void free_pages(void*p,unsigned int o){(void)p;(void)o;}
+W void *kzalloc(u64 n,gfp_t g){(void)n; void *p=get_free_pages(g,0); if (p) memset(p,0,PAGE_SIZE); return p;}
+W void kfree(const void*p){(void)p;}
 W u32 kernel_generation(void){return 0;}
 W const char *chain_line(void){return NULL;}
 W void *kmalloc(u64 size, gfp_t gfp){ static char heap[1 << 16]; static u64 used; (void)gfp; size = ALIGN_UP(size, 16); if (used + size > sizeof heap) return NULL; used += size; return heap + used - size; }

@@ -1,0 +1,4 @@
+/* The periodic timer interrupt (arch/time.c). */
+#pragma once
+
+void timer_interrupt(void);

@@ -1,0 +1,41 @@
+/* Vectors of the processor's own traps, and those that the kernel gives to interrupts (arch/cpu.c, traps.c, irq.c). */
+#pragma once
+#include "types.h"
+#include "ptrace.h"
+
+#define TRAP_DE		0
+#define TRAP_DB		1
+#define TRAP_NMI	2
+#define TRAP_BP		3
+#define TRAP_OF		4
+#define TRAP_UD		6
+#define TRAP_NM		7
+#define TRAP_DF		8
+#define TRAP_SS		12
+#define TRAP_GP		13
+#define TRAP_PF		14
+#define TRAP_MC		18
+#define TRAP_COUNT	32		/* vectors below belong to the processor */
+
+#define VECTOR_GSI_BASE	0x30		/* interrupt of the I/O APIC n: this + n */
+#define VECTOR_GSI_MAX	0x9f
+#define VECTOR_TIMER	0xef
+#define VECTOR_ERROR	0xfe
+#define VECTOR_SPURIOUS	0xff
+
+/* Stacks of traps that cannot trust the one they find, by their number in a gate. */
+#define IST_DOUBLE_FAULT	1
+#define IST_NMI			2
+#define IST_MACHINE_CHECK	3
+#define IST_DEBUG		4
+#define IST_COUNT		4
+
+/* Bits of a page fault's error code. */
+#define PF_PRESENT	(1UL << 0)
+#define PF_WRITE	(1UL << 1)
+#define PF_USER		(1UL << 2)
+#define PF_RESERVED	(1UL << 3)
+#define PF_FETCH	(1UL << 4)
+
+void trap_dispatch(struct pt_regs *regs);	/* from arch/entry.S */
+void irq_dispatch(struct pt_regs *regs);	/* vectors from TRAP_COUNT on; arch/irq.c */
