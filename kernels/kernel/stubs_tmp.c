@@ -42,7 +42,6 @@ static u8 pool[1<<19] __aligned(4096); static u64 used;
 W void *get_free_pages(gfp_t g,unsigned int o){(void)g; void *p=pool+used; used+=PAGE_SIZE<<o; return used>sizeof pool?NULL:p;}
 W void free_pages(void*p,unsigned int o){(void)p;(void)o;}
 W void *kzalloc(u64 n,gfp_t g){(void)n; void *p=get_free_pages(g,0); if (p) memset(p,0,PAGE_SIZE); return p;}
-W void kfree(const void*p){(void)p;}
 W u32 kernel_generation(void){return 0;}
 W const char *chain_line(void){return NULL;}
 W void *kmalloc(u64 size, gfp_t gfp){ static char heap[1 << 16]; static u64 used; (void)gfp; size = ALIGN_UP(size, 16); if (used + size > sizeof heap) return NULL; used += size; return heap + used - size; }
