@@ -58,3 +58,7 @@ W void machine_power_off(void){ outw(0x604, 0x2000); for(;;) halt(); }
 W void mm_selftest(void){} W void sched_selftest(void){} W void kho_selftest(void){}
 W struct kho_scratch *kho_scratch; W unsigned int kho_scratch_cnt;
 W const struct reserve_mem_region *reserve_mem_get(unsigned int n){(void)n;return NULL;}
+W phys_addr_t virt_to_phys(const volatile void *p){ return (u64)p - PAGE_OFFSET; }
+W struct page *alloc_pages(gfp_t g,unsigned int o){(void)g;(void)o;return NULL;} W void __free_pages(struct page*p,unsigned int o){(void)p;(void)o;}
+struct kexec_buf; struct kimage;
+W int kho_locate_mem_hole(struct kexec_buf*b){(void)b;return 1;} W int kho_fill_kimage(struct kimage*i){(void)i;return 0;}
