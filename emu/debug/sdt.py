@@ -31,7 +31,7 @@ SECTION, BASE_SECTION, BASE_SYMBOL = ".note.stapsdt", ".stapsdt.base", "_stapsdt
 _OWNER, _TYPE = b"stapsdt\0", 3
 _MASK = (1 << 64) - 1
 _SHF_EXECINSTR = 4
-_DAMAGE = (ELFError, DWARFError, ConstructError, ValueError, KeyError, OverflowError, OSError)
+DAMAGE = (ELFError, DWARFError, ConstructError, ValueError, KeyError, OverflowError, OSError)
 """What reading a damaged file raises."""
 
 
@@ -271,7 +271,7 @@ class Probes:
                     if s["sh_flags"] & _SHF_EXECINSTR]  # fmt: skip
             base_section = elf.get_section_by_name(BASE_SECTION)
             base = base_section["sh_addr"] if base_section is not None else symbols.get(BASE_SYMBOL)
-        except _DAMAGE as e:
+        except DAMAGE as e:
             raise ImageError(f"malformed ELF file: {e}", where) from None
         sites: dict[str, list[Probe]] = {}
         for at, note in _notes(raw, where):
