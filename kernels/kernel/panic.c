@@ -60,18 +60,18 @@ unsigned int backtrace_from(u64 rbp, u64 *out, unsigned int max)
 	return n;
 }
 
-static void print_trace(const char *level, const u64 *trace, unsigned int n)
+static void print_trace(bool emergency, const u64 *trace, unsigned int n)
 {
-	printk("%sCall trace:\n", level);
+	printk(emergency ? KERN_EMERG "Call trace:\n" : KERN_WARNING "Call trace:\n");
 	for (unsigned int i = 0; i < n; i++)
-		printk("%s  0x%lx\n", level, trace[i]);
+		printk(emergency ? KERN_EMERG "  0x%lx\n" : KERN_WARNING "  0x%lx\n", trace[i]);
 }
 
 noinline void dump_stack(void)
 {
 	u64 trace[EPITAPH_FRAMES_MAX];
 
-	print_trace(KERN_WARNING, trace, backtrace_from((u64)__builtin_frame_address(0), trace, ARRAY_SIZE(trace)));
+	print_trace(false, trace, backtrace_from((u64)__builtin_frame_address(0), trace, ARRAY_SIZE(trace)));
 }
 
 void warn_at(const char *file, int line, const char *what)
@@ -80,7 +80,7 @@ void warn_at(const char *file, int line, const char *what)
 	dump_stack();
 }
 
-/* Of the text that the console did not get the last panic's first words are the only trace. */
+/* The first panic's epitaph stays, unless it was not finished. */
 static _Noreturn void panic_again(u32 before, const char *fmt)
 {
 	if (before == 1) {
@@ -98,6 +98,20 @@ static _Noreturn void panic_again(u32 before, const char *fmt)
 	machine_halt();
 }
 
+/* After a jump to where no code is, the caller is not yet in a frame: its address is on top of the stack. */
+static unsigned int backtrace_of(const struct pt_regs *regs, u64 *out, unsigned int max)
+{
+	unsigned int n = 0;
+
+	if (!is_in(regs->rip, 1, (u64)_text, (u64)_etext) && IS_ALIGNED(regs->rsp, 8) && is_on_stack(regs->rsp, 8)) {
+		u64 caller = *(const u64 *)regs->rsp;
+
+		if (is_in(caller, 1, (u64)_text, (u64)_etext))
+			out[n++] = caller;
+	}
+	return n + backtrace_from(regs->rbp, out + n, max - n);
+}
+
 static void write_epitaph(const struct pt_regs *regs, bool has_trap, const char *fmt, va_list args)
 {
 	struct epitaph *e = &epitaph;
@@ -110,7 +124,7 @@ static void write_epitaph(const struct pt_regs *regs, bool has_trap, const char 
 	e->cr4 = read_cr4();
 	e->efer = rdmsr(MSR_EFER);
 	e->has_trap = has_trap;
-	e->frames = backtrace_from(regs->rbp, e->backtrace, EPITAPH_FRAMES_MAX);
+	e->frames = backtrace_of(regs, e->backtrace, EPITAPH_FRAMES_MAX);
 	strscpy(e->phase, phase, sizeof(e->phase));
 	vsnprintf(e->reason, sizeof(e->reason), fmt, args);
 	barrier();
@@ -135,7 +149,7 @@ static void print_epitaph(void)
 	pr_emerg("  r12 %016lx r13 %016lx r14 %016lx r15 %016lx\n", r->r12, r->r13, r->r14, r->r15);
 	pr_emerg("  cs %04lx ss %04lx rflags %08lx efer %04lx\n", r->cs, r->ss, r->rflags, e->efer);
 	pr_emerg("  cr0 %08lx cr2 %016lx cr3 %016lx cr4 %08lx\n", e->cr0, e->cr2, e->cr3, e->cr4);
-	print_trace(KERN_EMERG, e->backtrace, e->frames);
+	print_trace(true, e->backtrace, e->frames);
 	pr_emerg("System halted\n");
 }
 
