@@ -32,6 +32,7 @@
 #define PG_HEAD		(1U << 2)	/* first page of a folio of order page->order > 0 */
 #define PG_TAIL		(1U << 3)	/* page->private is the head's struct page */
 #define PG_SLAB		(1U << 4)	/* page->slab */
+#define PG_KMALLOC	(1U << 5)	/* head of a block that kmalloc() took from the page allocator */
 
 struct slab;
 
@@ -125,6 +126,10 @@ void show_mem(void);			/* zones, free pages by order and type, as text */
 void check_free_lists(void);
 
 void mm_core_init(void);		/* everything from memblock to working kmalloc and vmalloc */
+/* Was the write to this address the first to its part of the vmemmap? Then it has memory now, and the write is to be
+ * done again. Called first thing in a page fault, whatever the kernel was doing; not on a stack of its own, because
+ * it may fault once more inside. */
+bool vmemmap_fault(u64 address);
 
 /* ---- page tables of the kernel (mm/pgtable.c) ---- */
 

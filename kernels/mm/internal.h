@@ -1,0 +1,30 @@
+/* Between the files of mm/. */
+#pragma once
+#include "bitops.h"
+#include "memblock.h"
+#include "page.h"
+
+/* junk=off turns the filling of allocated and freed memory off (mm/page_alloc.c). */
+#define JUNK_ALLOCATED	0xcc
+#define JUNK_FREED	0xdd
+extern bool mm_junk;
+
+/* Like memblock_next_free(), of the memory regions with (flags & mask) == flags only, scratch-only or not. */
+bool memblock_next_free_flags(phys_addr_t *cursor, phys_addr_t *start, phys_addr_t *end, u32 mask, u32 flags);
+
+/* Devices have the last part of the vmalloc area. */
+#define IOREMAP_SIZE	(1UL << 32)
+#define IOREMAP_BASE	(VMALLOC_BASE + VMALLOC_SIZE - IOREMAP_SIZE)
+
+void vmemmap_init(void);
+/* Pages for the vmemmap faults of the next operation on struct pages. Called with no lock of the allocator held. */
+void vmemmap_refill(void);
+
+void page_alloc_init(void);		/* zones and the table of pageblocks; gives nothing yet */
+void print_zones(void);
+_Noreturn void bad_page(const struct page *page, const char *what);
+void free_block(struct page *page, unsigned int order);	/* the last reference is gone */
+bool page_alloc_locked(void);		/* does this CPU hold the allocator's lock? */
+struct page *alloc_page_for_vmemmap(void);	/* zeroed, without a refill before; NULL */
+void kmem_cache_init(void);
+void vmalloc_init(void);
