@@ -49,6 +49,7 @@ W void kfree(const void *p){(void)p;}
 W int kho_retrieve_subtree(const char*n,phys_addr_t*p,u64*s){(void)n;(void)p;(void)s;return -ENOENT;}
 W bool memblock_next_free(phys_addr_t*c,phys_addr_t*s,phys_addr_t*e){(void)c;(void)s;(void)e;return false;}
 W bool is_kho_boot(void){return false;} W bool kho_is_enabled(void){return false;}
+W void kho_memory_init(void){}
 W u64 kho_restored_pages(void){return 0;}
 W void check_free_lists(void){} W u64 nr_free_pages(void){return 0;}
 W int kexec_file_load(const void*k,u64 ks,const void*i,u64 is,const char*c){(void)k;(void)ks;(void)i;(void)is;(void)c;return -ENOSYS;}

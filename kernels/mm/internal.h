@@ -16,6 +16,9 @@ bool memblock_next_free_flags(phys_addr_t *cursor, phys_addr_t *start, phys_addr
 #define IOREMAP_SIZE	(1UL << 32)
 #define IOREMAP_BASE	(VMALLOC_BASE + VMALLOC_SIZE - IOREMAP_SIZE)
 
+#define PGD_SPAN	(1UL << 39)	/* of an entry of the top table */
+bool pgtable_prepare(u64 virt);		/* makes the entry of the top table; false without memory */
+
 void vmemmap_init(void);
 /* Pages for the vmemmap faults of the next operation on struct pages. Called with no lock of the allocator held. */
 void vmemmap_refill(void);

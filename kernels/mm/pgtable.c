@@ -63,6 +63,16 @@ static u64 *walk(u64 virt, bool make)
 	return &table[virt >> PAGE_SHIFT & 511];
 }
 
+bool pgtable_prepare(u64 virt)
+{
+	u64 *entry = &kernel_pgd[virt >> 39 & 511];
+	void *new = *entry ? NULL : pgtable_alloc();
+
+	if (new)
+		*entry = virt_to_phys(new) | PTE_P | PTE_W | PTE_A;
+	return *entry;
+}
+
 int map_kernel_page(u64 virt, phys_addr_t phys, u64 prot)
 {
 	u64 flags = spin_lock_irqsave(&pgtable_lock);

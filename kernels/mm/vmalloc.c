@@ -190,6 +190,8 @@ void vfree(const void *p)
 
 void vmalloc_init(void)
 {
-	/* The tables below the top one are made on demand; the top one is copied into user page tables later. */
-	BUG_ON(!list_empty(&areas));
+	/* Page tables of processes copy the entries of the top table, which therefore must not change any more. */
+	for (u64 at = VMALLOC_BASE; at < VMALLOC_BASE + VMALLOC_SIZE; at += PGD_SPAN)
+		if (!pgtable_prepare(at))
+			panic("no memory for the page tables of vmalloc");
 }

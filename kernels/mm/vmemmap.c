@@ -21,7 +21,6 @@
 
 #define POOL_LOW	40	/* pages that the longest single operation can need, with their tables */
 #define POOL_HIGH	56
-#define PGD_SPAN	(1UL << 39)
 #define TABLE		(PTE_P | PTE_W | PTE_A)
 
 static spinlock_t vmemmap_lock;		/* the pool and the tables of the vmemmap; innermost of all locks */
