@@ -18,9 +18,10 @@ ROOT = build.project_root()
 
 def copy_sources(of: Path, to: Path, *, share_cache: bool = True) -> Path:
     """The C sources in a project of their own. With the compiler's cache, or musl is compiled again."""
-    for directory in ("emu/native", "kernels/user", "kernels/selftest"):
-        ignore = shutil.ignore_patterns("*.so", "__pycache__")
-        shutil.copytree(of / directory, to / directory, ignore=ignore)
+    for directory in ("emu/native", "kernels", "kho/guest", "luo/guest"):
+        if (of / directory).is_dir():
+            ignore = shutil.ignore_patterns("*.so", "__pycache__", "bin")
+            shutil.copytree(of / directory, to / directory, ignore=ignore)
     (to / "build").mkdir()
     if share_cache:
         (ROOT / "build/zig-cache").mkdir(parents=True, exist_ok=True)
