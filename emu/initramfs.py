@@ -24,10 +24,10 @@ from elftools.elf.dynamic import DynamicSegment
 from elftools.elf.elffile import ELFFile
 
 from emu.errors import ConfigError, ImageError
+from emu.files import FILE_BYTES_MAX, read_file
 from emu.initproto import PLAN_PATH, Plan
 
 HEADER_SIZE = 110  # magic and thirteen fields of eight hex digits
-FILE_BYTES_MAX = 0xFFFFFFFF
 NAME_BYTES_MAX = 4095  # PATH_MAX with its NUL byte
 TRAILER = "TRAILER!!!"
 LINKS_MAX = 40  # symbolic links followed on the way to a name, as in Linux
@@ -296,9 +296,9 @@ class Initramfs:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as e:
-        raise ConfigError(e.strerror or "can not be read", str(path)) from e
+        return read_file(path, FILE_BYTES_MAX)
+    except ImageError as e:
+        raise ConfigError(e.message, e.where) from e
 
 
 # --- libraries of dynamic programs ---

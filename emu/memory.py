@@ -83,7 +83,10 @@ _MAP_NORESERVE = 0x4000  # Linux; the mmap module has no name for it before Pyth
 
 
 def _sparse(size: int) -> mmap.mmap:
-    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+    try:
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+    except OSError as e:  # a limit of the process, or a host that does not overcommit
+        raise ConfigError(f"the host gives no address space for {size:#x} bytes: {e.strerror}") from None
 
 
 class _PageStore:

@@ -16,7 +16,6 @@ Pages that are not listed are zero. Nothing here needs an engine: decoders read 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import struct
@@ -29,11 +28,13 @@ import numpy.typing as npt
 import zstandard
 
 from emu.errors import AddressError, ImageError
+from emu.files import is_regular, read_file, replacing
 from emu.memory import PAGE, U8Array, low_split, page_ranges, ram_ranges
 
 MAGIC = b"LUEMU-M1"
 _HEAD = struct.Struct("<8sQQQ32s")
 _PAGES_MAX = 1 << 28
+_FILE_BYTES_MAX = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -63,22 +64,17 @@ def write(path: Path, state: dict[str, Any], numbers: npt.NDArray[np.uint32], pa
     packer = zstandard.ZstdCompressor(level=1)
     packed = packer.compress(numbers.astype("<u4").tobytes() + pages.tobytes())
     digest = hashlib.sha256(document + packed).digest()
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as f:
-            f.write(_HEAD.pack(MAGIC, len(document), len(numbers), len(packed), digest))
-            f.write(document)
-            f.write(packed)
-        part.replace(path)
-    except OSError as e:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise ImageError(f"cannot be written: {e.strerror}", str(path)) from None
+    with replacing(path) as part, part.open("wb") as f:
+        f.write(_HEAD.pack(MAGIC, len(document), len(numbers), len(packed), digest))
+        f.write(document)
+        f.write(packed)
 
 
 def is_saved(path: Path) -> bool:
     """Whether the file begins like a saved machine."""
     try:
+        if not is_regular(path):
+            return False
         with path.open("rb") as f:
             return f.read(8) == MAGIC
     except OSError:
@@ -88,10 +84,7 @@ def is_saved(path: Path) -> bool:
 def read(path: Path) -> SavedMachine:
     """Read and verify a file. Raises ImageError."""
     where = str(path)
-    try:
-        data = path.read_bytes()
-    except OSError as e:
-        raise ImageError(f"cannot be read: {e.strerror}", where) from None
+    data = read_file(path, _FILE_BYTES_MAX)
     if data[:8] != MAGIC:
         if data[:7] == MAGIC[:7]:
             raise ImageError("saved by another version of luemu, which this one does not read", where)

@@ -15,7 +15,7 @@ from typing import IO, Any
 import zstandard
 
 from emu.boot import e820
-from emu.errors import ImageError
+from emu.files import is_regular, replacing
 from emu.machine import Machine
 
 _CHUNK = 1 << 20
@@ -28,26 +28,24 @@ def write(machine: Machine, path: Path, known: Mapping[str, Any] | None = None) 
 
     ``known``: what is to be said there of the handover. Raises ImageError if it cannot be written.
     """
-    try:
+    with replacing(path) as part:
         if path.suffix == ".zst":
-            with path.open("wb") as out, zstandard.ZstdCompressor(level=1).stream_writer(out) as packed:
+            with part.open("wb") as out, zstandard.ZstdCompressor(level=1).stream_writer(out) as packed:
                 _stream(machine, packed)
         elif path.suffix in (".elf", ".core"):
-            _elf(machine, path)
+            _elf(machine, part)
         else:
-            _raw(machine, path)
-        name = path.name.removesuffix(".zst").removesuffix(path.suffix)
-        describe(machine, path.with_name((name.removesuffix(".raw") or path.name) + ".json"), known)
-    except OSError as e:
-        raise ImageError(f"cannot be written: {e.strerror}", str(path)) from None
+            _raw(machine, part)
+    if not is_regular(path):  # a pipe: there is no beside
+        return
+    name = path.name.removesuffix(".zst").removesuffix(path.suffix)
+    describe(machine, path.with_name((name.removesuffix(".raw") or path.name) + ".json"), known)
 
 
 def describe(machine: Machine, path: Path, known: Mapping[str, Any] | None = None) -> None:
     """Write the .json that stands beside a dump or a saved machine. Raises ImageError."""
-    try:
-        path.write_text(json.dumps({**_facts(machine), **(known or {})}, indent=1) + "\n")
-    except OSError as e:
-        raise ImageError(f"cannot be written: {e.strerror}", str(path)) from None
+    with replacing(path) as part:
+        part.write_text(json.dumps({**_facts(machine), **(known or {})}, indent=1) + "\n")
 
 
 def _facts(machine: Machine) -> dict[str, Any]:
