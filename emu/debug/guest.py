@@ -33,6 +33,8 @@ def translate(m: Machine, address: int, cr3: int | None = None) -> int:
         if not registers["efer"] & 0x400:
             raise NotMapped("only 64-bit paging can be looked through", f"{address:#x}")
         cr3 = registers["cr3"]
+    if (address + (1 << 47)) >> 48 not in (0, 1 << 16):
+        raise NotMapped("is not canonical", f"{address:#x}")
     table = cr3 & _ADDRESS
     try:
         for shift in (39, 30, 21, 12):
@@ -67,41 +69,76 @@ def u64(m: Machine, address: int) -> int:
     return int.from_bytes(read(m, address, 8), "little")
 
 
-def disassemble(m: Machine, around: int, symbols: Symbols | None, after: int = 6) -> list[str]:
-    """Lines of disassembly from ``around`` on, the first marked; with names where symbols are known."""
-    try:
-        room = 4096 - (around & 4095)
-        code = read(m, around, min(16 * after, room))
-        if room < 16 * after:
-            code += read(m, around + room, 16 * after - room)
-    except NotMapped:
-        if "code" not in locals():
-            return [f"  {around:#018x}  (not mapped)"]
+_INSN_MAX = 15
+_FUNCTION_MAX = 16384
+"""Bytes of a function that are gone through to find the instructions before an address."""
+
+
+def _code(m: Machine, at: int, size: int) -> bytes:
+    """Up to ``size`` bytes of code, fewer where the rest is not mapped."""
+    out = b""
+    while size > 0:
+        piece = min(size, 4096 - (at & 4095))
+        try:
+            out += read(m, at, piece)
+        except NotMapped:
+            break
+        at += piece
+        size -= piece
+    return out
+
+
+def _before(m: Machine, around: int, symbols: Symbols | None, count: int) -> list[capstone.CsInsn]:
+    """The instructions before an address. Code cannot be decoded backwards: the function is decoded from its
+    beginning, and what does not lead to the address is no answer."""
+    start = symbols.start(around) if symbols is not None else None
+    if start is None or not 0 < around - start <= _FUNCTION_MAX:
+        return []
     engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    found = list(engine.disasm(_code(m, start, around - start), start))
+    if not found or found[-1].address + found[-1].size != around:
+        return []
+    return found[-count:]
+
+
+def disassemble(
+    m: Machine, around: int, symbols: Symbols | None, before: int = 4, after: int = 6
+) -> list[str]:
+    """Lines of disassembly around an address, which is marked; those before it where symbols are known."""
+    code = _code(m, around, _INSN_MAX * after)
+    if not code:
+        return [f"=> {around:#018x}  (not mapped)"]
+    engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    found = list(engine.disasm(code, around, after))
     lines: list[str] = []
-    for i, insn in enumerate(engine.disasm(code, around, after)):
-        name = f"  <{symbols.describe(insn.address)}>" if symbols and i == 0 else ""
-        mark = "=>" if i == 0 else "  "
-        lines.append(f"{mark} {insn.address:#018x}  {insn.mnemonic} {insn.op_str}{name}".rstrip())
-    return lines or [f"=> {around:#018x}  (not an instruction: {code[:8].hex(' ')})"]
+    for insn in [*_before(m, around, symbols, before), *found]:
+        here = insn.address == around
+        name = f"  <{symbols.describe(around)}>" if symbols and here else ""
+        mark = "=>" if here else "  "
+        text = f"{insn.mnemonic} {insn.op_str}".rstrip()
+        lines.append(f"{mark} {insn.address:#018x}  {text}{name}")
+    if not found:
+        lines.append(f"=> {around:#018x}  (not an instruction: {code[:8].hex(' ')})")
+    return lines
+
+
+def named(address: int, symbols: Symbols | None) -> str:
+    """An address with its symbol and source line, where they are known."""
+    if symbols is None:
+        return f"{address:#x}"
+    line = symbols.line(address)
+    return f"{address:#x} {symbols.describe(address)}" + (f" ({line})" if line else "")
 
 
 def epitaph(m: Machine, symbols: Symbols | None) -> str:
     """Where the CPU is and what it last stumbled over, for a person."""
     r = m.cpus[0].registers()
     h = m.cpus[0].header
-
-    def named(address: int) -> str:
-        if symbols is None:
-            return f"{address:#x}"
-        line = symbols.line(address)
-        return f"{address:#x} {symbols.describe(address)}" + (f" ({line})" if line else "")
-
-    out = [f"rip {named(r['rip'])}"]
+    out = [f"rip {named(r['rip'], symbols)}"]
     if h.exceptions:
         out.append(
             f"last exception: vector {h.last_vector}, error {h.last_error:#x}, cr2 {h.last_cr2:#x}, "
-            f"at {named(int(h.last_rip))}"
+            f"at {named(int(h.last_rip), symbols)}"
         )
     for row in (("rax", "rbx", "rcx", "rdx"), ("rsi", "rdi", "rbp", "rsp"), ("cr0", "cr3", "cr4", "rflags")):
         out.append("  ".join(f"{name} {r[name]:016x}" for name in row))

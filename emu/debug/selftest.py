@@ -14,6 +14,7 @@ from emu.debug import guest
 from emu.debug.output import Paint, UsageError, clean, fail, parse_number, print_json
 from emu.debug.symbols import Symbols
 from emu.errors import ConfigError, ImageError
+from emu.files import read_file
 from emu.machine import Machine, StopKind
 
 EXAMPLE = """\
@@ -23,6 +24,12 @@ example: only the tests of the CPU and of paging, with 128 MiB
 MAX_INSTRUCTIONS = 2_000_000_000
 MEMORY_MIN, MEMORY_MAX = 16 << 20, 1 << 30
 """The guest maps the first GiB; the second belongs to its ring 3."""
+_EPITAPH_MAGIC = int.from_bytes(b"!EPITAPH", "little")
+_FRAME = (
+    *("r15", "r14", "r13", "r12", "r11", "r10", "r9", "r8", "rbp", "rdi", "rsi", "rdx", "rcx", "rbx", "rax"),
+    *("vector", "error", "rip", "cs", "rflags", "rsp", "ss"),
+)
+_CONTROL = ("cr0", "cr2", "cr3", "cr4", "efer")
 _SUMMARY = re.compile(rb"^selftest: (\d+) tests?, (\d+) failed\r?$", re.MULTILINE)
 
 
@@ -48,14 +55,30 @@ def add_parser(subparsers: Any) -> None:
     p.set_defaults(func=run)
 
 
+def _unexpected_trap(m: Machine, symbols: Symbols) -> str:
+    """What the guest left at its symbol `epitaph` (`struct epitaph` in kernels/selftest/trap.c), if anything:
+    where it was, by symbol, source line and disassembly."""
+    at = symbols.address("epitaph")
+    if at is None:
+        return ""
+    try:
+        data = guest.read(m, at, 8 * (2 + len(_FRAME) + len(_CONTROL)))
+    except guest.NotMapped:
+        return ""
+    magic, _, *words = (int.from_bytes(data[i : i + 8], "little") for i in range(0, len(data), 8))
+    if magic != _EPITAPH_MAGIC:
+        return ""
+    r = dict(zip((*_FRAME, *_CONTROL), words, strict=True))
+    where = guest.named(r["rip"], symbols)
+    first = f"unexpected trap: vector {r['vector']}, error {r['error']:#x}, cr2 {r['cr2']:#x}, at {where}"
+    return "\n".join([first, *guest.disassemble(m, r["rip"], symbols)])
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand: 0 if no test failed, 1 otherwise."""
     try:
         path = Path(args.elf) if args.elf else kernels.binary("selftest.elf")
-        try:
-            image = path.read_bytes()
-        except OSError as e:
-            raise ImageError(f"cannot be read: {e.strerror}", str(path)) from None
+        image = read_file(path)
         limit = parse_number(args.max_instructions, "--max-instructions")
         if args.elf is None and not MEMORY_MIN <= parse_number(args.memory, "--memory") <= MEMORY_MAX:
             raise UsageError("the self-test guest runs in 16 MiB to 1 GiB", "--memory")
@@ -65,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
             console = m.console
             symbols = Symbols.read(path)
             crashed = stop.kind is not StopKind.POWER_OFF
-            epitaph = guest.epitaph(m, symbols) if crashed else ""
+            epitaph = guest.epitaph(m, symbols) if crashed else _unexpected_trap(m, symbols)
             state_hash = m.state_hash()
     except (UsageError, ConfigError, ImageError) as e:
         return fail(e, args.json)
@@ -80,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
                 "end": {"kind": stop.kind.value, "message": stop.message, "rip": stop.rip},
                 "instructions": stop.instructions,
                 "state_hash": state_hash,
+                "epitaph": epitaph,
                 "output": console.decode("latin-1"),
             }
         )
@@ -90,6 +114,9 @@ def run(args: argparse.Namespace) -> int:
     print(f"{stop.instructions:,} instructions, state {state_hash}")
     if crashed:
         print(f"the guest did not end by itself: {stop}")
+    elif not ok and not epitaph:
+        print("the guest did not come to the end of its tests" if summary is None else "tests failed")
+    if epitaph:
         print(epitaph)
     paint = Paint(sys.stdout)
     print(paint("green", "ok") if ok else paint("red", "not ok"))

@@ -15,7 +15,9 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
 from emu.errors import ImageError
+from emu.files import is_regular, read_file
 
+_NEAR_BYTES = 1 << 20
 _LINE = re.compile(r"([0-9a-fA-F]+) (\S) (\S+)")
 
 
@@ -32,10 +34,7 @@ class Symbols:
     @classmethod
     def read(cls, path: Path) -> Symbols:
         """Symbols of a System.map or an ELF file. Raises ImageError."""
-        try:
-            data = path.read_bytes()
-        except OSError as e:
-            raise ImageError(f"cannot be read: {e.strerror}", str(path)) from None
+        data = read_file(path)
         if data[:4] == b"\x7fELF":
             return cls._read_elf(path)
         table: dict[str, int] = {}
@@ -67,6 +66,8 @@ class Symbols:
         """Symbols that lie with a kernel image: itself if it is an ELF file, else System.map or vmlinux
         in its directory; None if there are none."""
         try:
+            if not is_regular(kernel):
+                return None
             with kernel.open("rb") as f:
                 if f.read(4) == b"\x7fELF":
                     return cls.read(kernel)
@@ -88,10 +89,15 @@ class Symbols:
     def describe(self, address: int) -> str:
         """``name+0x12`` for an address, or the bare address where no symbol is near."""
         i = bisect.bisect_right(self._addresses, address) - 1
-        if i < 0 or address - self._addresses[i] > 1 << 20:
+        if i < 0 or address - self._addresses[i] > _NEAR_BYTES:
             return f"{address:#x}"
         offset = address - self._addresses[i]
         return f"{self._names[i]}+{offset:#x}" if offset else self._names[i]
+
+    def start(self, address: int) -> int | None:
+        """Where the symbol that `describe` names begins; None if none is near."""
+        i = bisect.bisect_right(self._addresses, address) - 1
+        return self._addresses[i] if i >= 0 and address - self._addresses[i] <= _NEAR_BYTES else None
 
     @cached_property
     def _lines(self) -> list[tuple[int, str]]:
