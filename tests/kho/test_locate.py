@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 
 import pytest
@@ -150,16 +149,3 @@ def test_boot_params_of_an_earlier_kernel() -> None:
     chains = find_chains(Reader(built.memory))
     assert [chain.boot_params for chain in chains] == [built.boot_params]
 
-
-@pytest.mark.parametrize(("package", "allowed"), [("kho", {"kho"}), ("luo", {"kho", "luo"})])
-def test_imports_go_down_only(package: str, allowed: set[str]) -> None:
-    ours = {"emu", "kho", "luo", "kernels", "tests", "benchmarks"}
-    files = sorted((ROOT / package).glob("*.py"))
-    assert files
-    for path in files:
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom):
-                names = [node.module or ""]
-            for name in names:
-                assert name.split(".")[0] not in ours - allowed, f"{path} imports {name}"
