@@ -91,6 +91,21 @@ def test_builds_are_kept_by_version_and_config(tmp_path: Path, monkeypatch: pyte
     assert build.ensure() == [found]  # and is not built again
 
 
+def test_what_a_killed_build_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LUEMU_CACHE", str(tmp_path))
+    for name in ("building-abc", "keeping-abc", "linux-7.2.13-other"):
+        (tmp_path / name / "inside").mkdir(parents=True)
+
+    def stop(*_: object) -> Path:
+        raise build.LinuxBuildError("no mirror")
+
+    monkeypatch.setattr(build, "check_needed", lambda: None)
+    monkeypatch.setattr(build, "fetch", stop)
+    with pytest.raises(build.LinuxBuildError, match="no mirror"):
+        build.ensure()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["linux-7.2.13-other", "lock"]
+
+
 def test_the_configurations_have_what_a_live_update_needs() -> None:
     for name in build.CONFIGS:
         lines = (build.DATA / name).read_text().splitlines()

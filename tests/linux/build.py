@@ -231,6 +231,8 @@ def ensure(configs: Sequence[str] = (CONFIGS[0],)) -> list[LinuxBuild]:
         missing = [c for c in configs if find(c) is None]
         if missing:
             check_needed()
+            for left in (*cache().glob("building-*"), *cache().glob("keeping-*")):
+                shutil.rmtree(left, ignore_errors=True)  # by a killed build: we have the lock
             # Linux can not be built below a directory whose name has a space or a colon.
             place = None if re.search(r"[\s:]", str(cache().resolve())) else cache()
             with tempfile.TemporaryDirectory(dir=place, prefix="building-") as tmp:
