@@ -10,8 +10,10 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
+from emu.debug.output import interrupted
 from emu.errors import EmuError, UnsupportedHost
 
 _DESCRIPTION = "Full-system emulator of kexec-based kernel live update (KHO and LUO)."
@@ -66,6 +68,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # the shell closed it: `<&-`
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115
     p = parser()
     args = p.parse_args(argv)
     if args.command is None:
@@ -83,8 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        print("luemu: interrupted", file=sys.stderr)
-        return 1
+        return interrupted(getattr(args, "json", False))
     except Exception as e:  # a defect of ours; or the output cannot be written
         traceback.print_exc()
         return _report(EmuError(f"internal error: {type(e).__name__}: {e}"), args)

@@ -122,6 +122,16 @@ def print_json(document: Any) -> None:
     print()
 
 
+def interrupted(as_json: bool) -> int:
+    """Report that the user ended it; returns the exit status."""
+    if as_json:
+        message = "interrupted before there was a result"
+        print_json({"ok": False, "error": {"kind": "interrupted", "message": message, "where": ""}})
+    else:
+        print("luemu: interrupted", file=sys.stderr)
+    return 1
+
+
 def fail(error: Any, as_json: bool) -> int:
     """Report an error with kind, message and where; returns the exit status for bad usage or input, 2."""
     if as_json:

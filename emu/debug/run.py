@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import select
 import shlex
 import sys
-import termios
 import time
-import tty
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from emu.debug.output import Paint, UsageError, amount, clean, fail, parse_number, print_json, size
+from emu.debug.output import (
+    Paint,
+    UsageError,
+    amount,
+    clean,
+    fail,
+    interrupted,
+    parse_number,
+    print_json,
+    size,
+)
 from emu.debug.phases import NAMES, Record
 from emu.debug.update import MAX_INSTRUCTIONS, Options, Result, Update, split_command
 from emu.errors import ConfigError, EmuError, ImageError
+from emu.files import read_file
 from emu.initproto import Transcript
 from emu.machine import Machine, Stop, StopKind
 
@@ -105,6 +115,11 @@ def options(args: argparse.Namespace) -> Options:
         raise UsageError("with --updates 0 there is no update: --after and --new make no sense", "--updates")
     if args.interactive and args.json and not args.replay_input:
         raise UsageError("cannot be combined with --json", "--interactive")
+    for option, value in (("--record-input", args.record_input), ("--replay-input", args.replay_input)):
+        if value is not None and not args.interactive:
+            raise UsageError("nobody reads the console without --interactive", option)
+    if args.record_input is not None and args.replay_input is not None:
+        raise UsageError("cannot be combined with --replay-input: nothing is typed", "--record-input")
     for command in (*args.before, *args.after):
         split_command(command)
     at = [("save", *_when(t, "--save")) for t in args.save] + [
@@ -166,24 +181,59 @@ class Progress:
             self.shown = False
 
 
+class _Lines:
+    """A file of JSON lines, each written at once: what was there survives whatever ends this process."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: IO[str] | None = None
+        with self._typed():
+            self._file = path.open("w", buffering=1)
+
+    @contextmanager
+    def _typed(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:
+            self.abandon()
+            raise ImageError(f"cannot be written: {e.strerror}", str(self._path)) from None
+
+    def write(self, value: object) -> None:
+        """One more line. Raises ImageError."""
+        with self._typed():
+            if self._file is not None:
+                self._file.write(json.dumps(value) + "\n")
+
+    def close(self) -> None:
+        """No more lines. Raises ImageError."""
+        with self._typed():
+            if self._file is not None:
+                self._file.close()
+
+    def abandon(self) -> None:
+        """No more lines, and nothing more to complain about."""
+        with suppress(OSError):
+            if self._file is not None:
+                self._file.close()
+        self._file = None
+
+
 class Trace:
     """JSON lines: phases, programs, the end."""
 
     def __init__(self, path: Path, update: Update) -> None:
-        try:
-            self.file: IO[str] = path.open("w")
-        except OSError as e:
-            raise ImageError(f"cannot be written: {e.strerror}", str(path)) from None
+        self.file = _Lines(path)
         self.update = update
         self.programs = 0
         self.ended: set[int] = set()
         if update.observer is not None:
+            self.phase(update.observer.records[-1])  # the one that the run begins in
             update.observer.on_phase = self.phase
 
     def write(self, event: str, **values: object) -> None:
         m = self.update.machine
         line = {"event": event, "tick": m.ticks, "instruction": m.instructions, **values}
-        self.file.write(json.dumps(line) + "\n")
+        self.file.write(line)
 
     def phase(self, record: Record) -> None:
         self.write("phase", id=record.id, name=record.name, generation=record.generation)
@@ -207,6 +257,9 @@ def _raw_terminal() -> Iterator[bool]:
     if not sys.stdin.isatty():
         yield False
         return
+    import termios  # where there is none (no Unix), images can be inspected all the same
+    import tty
+
     saved = termios.tcgetattr(sys.stdin)
     try:
         tty.setraw(sys.stdin)
@@ -215,15 +268,15 @@ def _raw_terminal() -> Iterator[bool]:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, saved)
 
 
-def _interact(update: Update, record: Path | None, limit: int) -> None:
+def _interact(update: Update, record: Path | None) -> None:
     """Let the terminal talk to the console until the machine stops. Ctrl-] leaves."""
     m = update.machine
-    log = record.open("w") if record is not None else None
+    log = _Lines(record) if record is not None else None
     print("console of the machine; Ctrl-] leaves\r", file=sys.stderr)
     with _raw_terminal():
         while True:
             skipped = m.ticks - m.instructions
-            stop = m.run(m.ticks + _INTERACTIVE_SLICE, max_instructions=limit)
+            stop = update.advance(m.ticks + _INTERACTIVE_SLICE)
             # A guest that sleeps without any timer wakes when something is typed.
             asleep = stop.kind is StopKind.DEADLOCK and m.registers()["rflags"] & 0x200
             if stop.kind is not StopKind.UNTIL and not asleep:
@@ -239,7 +292,7 @@ def _interact(update: Update, record: Path | None, limit: int) -> None:
                 if b"\x1d" in data:
                     data, update.ended = b"", _left(stop)
                 if log is not None:
-                    log.write(json.dumps([m.ticks, data.hex()]) + "\n")
+                    log.write([m.ticks, data.hex()])
                 if not data:
                     break
                 m.send(data)
@@ -251,16 +304,16 @@ def _left(stop: Stop) -> Stop:
     return replace(stop, kind=StopKind.REQUEST, message="the console was left with Ctrl-]")
 
 
-def _replay(update: Update, path: Path, limit: int) -> None:
+def _replay(update: Update, path: Path) -> None:
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [json.loads(line) for line in read_file(path).splitlines()]
         inputs = [(int(t), bytes.fromhex(d)) for t, d in lines]
-    except OSError as e:
-        raise ImageError(f"cannot be read: {e.strerror}", str(path)) from None
-    except (ValueError, TypeError) as e:
+    except (ValueError, TypeError, OverflowError, RecursionError) as e:
         raise ImageError(f"is no recorded input: {e}", str(path)) from None
+    if any(one[0] > two[0] for one, two in itertools.pairwise([(0, b""), *inputs])):
+        raise ImageError("is no recorded input: its ticks go backwards", str(path))
     for tick, data in inputs:
-        stop = update.machine.run(tick, max_instructions=limit)
+        stop = update.advance(tick)
         if stop.kind is not StopKind.UNTIL:
             update.ended = stop
             return
@@ -292,9 +345,9 @@ def run(args: argparse.Namespace) -> int:
         if trace is not None:
             update.on_records = trace.records
         if args.replay_input:
-            _replay(update, Path(args.replay_input), o.max_instructions)
+            _replay(update, Path(args.replay_input))
         elif args.interactive:
-            _interact(update, _path(args.record_input), o.max_instructions)
+            _interact(update, _path(args.record_input))
         result = update.run(progress)
         if trace is not None:
             trace.end(result.stop)
@@ -302,8 +355,7 @@ def run(args: argparse.Namespace) -> int:
         return fail(e, args.json)
     except KeyboardInterrupt:
         progress.clear()
-        print("luemu: interrupted", file=sys.stderr)
-        return 1
+        return interrupted(args.json)
     finally:
         progress.clear()
         update.machine.close()

@@ -9,6 +9,7 @@ no invariant broken, and found every preserved byte unchanged.
 from __future__ import annotations
 
 import hashlib
+import posixpath
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,8 @@ from emu.debug.inspect import _describe_session as describe_session
 from emu.debug.invariants import RuntimeChecker
 from emu.debug.phases import PhaseObserver, Record
 from emu.debug.symbols import Symbols
-from emu.errors import ConfigError, EmuError, ImageError
+from emu.errors import ConfigError, EmuError
+from emu.files import is_regular, read_file
 from emu.initproto import NextKernel, Plan, RecordError, RecordReader, Transcript
 from emu.initramfs import Initramfs
 from emu.machine import Machine, Snapshot, Stop, StopKind
@@ -215,10 +217,7 @@ def split_command(text: str) -> list[str]:
 
 
 def _image(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as e:
-        raise ImageError(f"cannot be read: {e.strerror}", str(path)) from None
+    return read_file(path)
 
 
 def _symbols(path: Path | None, kernel: Path, raw: bool) -> Symbols | None:
@@ -265,6 +264,8 @@ class Update:
             files.add_base(_image(o.initramfs), str(o.initramfs))
         files.add_standard(kernels.binary("init"))
         for host, where in o.files:
+            if posixpath.normpath(where).lstrip("/").split("/")[0] in ("init", "luemu"):
+                raise ConfigError("is where luemu's own init and its plan are", where)
             files.add_host_file(host, where, libraries=o.libraries)
         if o.updates:
             files.add_file("/luemu/kernel", self.new_image)
@@ -328,7 +329,8 @@ class Update:
         known = self.examined[-1].facts(when) if self.examined else {"moment": when}
         if what == "save":
             self.machine.save(path)
-            dump.describe(self.machine, path.with_name(path.name + ".json"), known)
+            if is_regular(path):
+                dump.describe(self.machine, path.with_name(path.name + ".json"), known)
         else:
             dump.write(self.machine, path, known)
 
@@ -433,27 +435,32 @@ class Update:
 
     # ---- the run -------------------------------------------------------------------------------
 
+    def advance(self, until: int | None = None, progress: Callable[[Machine], None] | None = None) -> Stop:
+        """`Machine.run` to tick ``until`` with the run's limit, keeping on the way what --save and --dump
+        want at an instruction number."""
+        m, limit = self.machine, self.options.max_instructions
+        while True:
+            numbers = [int(when) for _, when, _ in self._pending_at if when.isdigit()]
+            if not numbers:
+                return m.run(until, max_instructions=limit, progress=progress)
+            here = min(numbers)
+            if m.instructions >= here:
+                for item in [i for i in self._pending_at if i[1].isdigit() and int(i[1]) == here]:
+                    self._pending_at.remove(item)
+                    self._keep(item[0], item[2], item[1])
+                continue
+            tick = m.ticks + here - m.instructions  # or later, if time passes without instructions
+            last = until is not None and until <= tick
+            stop = m.run(until if last else tick, max_instructions=limit, progress=progress)
+            reached = m.instructions >= here and stop.kind in (StopKind.UNTIL, StopKind.BUDGET)
+            if not reached and (last or stop.kind is not StopKind.UNTIL):
+                return stop
+
     def run(self, progress: Callable[[Machine], None] | None = None) -> Result:
         """Run to the end and judge."""
-        m, o = self.machine, self.options
         stop = self.ended
-        for what, when, path in sorted((i for i in o.at if i[1].isdigit()), key=lambda i: int(i[1])):
-            while (stop is None and m.instructions < int(when)) or (
-                stop is not None and stop.kind is StopKind.UNTIL and m.instructions < int(when)
-            ):
-                stop = m.run(
-                    m.ticks + int(when) - m.instructions,
-                    max_instructions=o.max_instructions,
-                    progress=progress,
-                )
-                if stop.kind is not StopKind.UNTIL:
-                    break
-            if stop is not None and stop.kind is not StopKind.UNTIL:
-                break
-            self._pending_at.remove((what, when, path))
-            self._keep(what, path, when)
         if stop is None or stop.kind is StopKind.UNTIL:
-            stop = m.run(max_instructions=o.max_instructions, progress=progress)
+            stop = self.advance(progress=progress)
         if self.observer is not None:
             self.observer.finish()
         if self.checker is not None:

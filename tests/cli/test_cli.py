@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from emu.cli import main
+from emu.machine import Machine
 from tests.cli.guests import endless_loop
 from tests.luo.images import RECORDED
 
@@ -117,6 +118,9 @@ BAD_USAGE: list[list[str]] = [
     ["run", "--old", "k", "--before", "'unfinished"],
     ["run", "--old", "k", "--before", ""],
     ["run", "--old", "k", "--max-instructions", "many"],
+    ["run", "--old", "k", "--record-input", "file"],
+    ["run", "--old", "k", "--replay-input", "file"],
+    ["run", "--old", "k", "--interactive", "--record-input", "a", "--replay-input", "b"],
     ["inspect"],
     ["inspect", "--fdt", "zz", "image"],
     ["inspect", "--scratch", "1", "image"],
@@ -152,7 +156,9 @@ def bad_files(tmp_path: Path) -> dict[str, Path]:
     (tmp_path / "folder").mkdir()
     (tmp_path / "empty").write_bytes(b"")
     (tmp_path / "text").write_bytes(b"this is no kernel and no dump\n" * 100)
-    return {"missing": tmp_path / "missing", "folder": tmp_path / "folder", "text": tmp_path / "text"}
+    os.mkfifo(tmp_path / "fifo")  # nobody writes: opening it would wait for ever
+    files = {kind: tmp_path / kind for kind in ("missing", "folder", "text", "fifo")}
+    return files | {"device": Path("/dev/zero"), "nul": tmp_path / "a\0b"}
 
 
 TAKES_A_FILE = [
@@ -169,7 +175,7 @@ TAKES_A_FILE = [
 UNREADABLE = [
     (words, kind)
     for words in TAKES_A_FILE
-    for kind in ("missing", "folder", "text")
+    for kind in ("missing", "folder", "text", "fifo", "device", "nul")
     if kind != "text" or ("--new" not in words and "--file" not in words)  # those take any file
 ]
 
@@ -193,10 +199,67 @@ def test_files_that_cannot_be_written(tmp_path: Path, call: Call) -> None:
     loop = endless_loop(tmp_path / "loop.elf")
     nowhere = tmp_path / "nosuch" / "file"
     words = ["run", "--old", str(loop), "--updates", "0", "--max-instructions", "100K", "--json"]
-    for option in (["--trace", str(nowhere)], ["--save", f"1000={nowhere}"], ["--dump", f"1000={nowhere}"]):
-        done = call(*words, *option)
-        assert done.status == 2, (option, done)
-        assert json.loads(done.out)["error"]["where"].startswith(str(nowhere))
+    full = Path("/dev/full")
+    for path in (nowhere, full, tmp_path):
+        for option in (["--trace", str(path)], ["--save", f"1000={path}"], ["--dump", f"1000={path}"]):
+            done = call(*words, *option)
+            assert done.status == 2, (option, done)
+            assert json.loads(done.out)["error"]["where"].startswith(str(path)), (option, done)
+    assert full.is_char_device(), "a device is not replaced by a file"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["loop.elf"]
+    for path in (nowhere, tmp_path):
+        done = call(*words[:-1], "--interactive", "--record-input", str(path))
+        assert (done.status, done.err.count("\n")) == (2, 1) and str(path) in done.err, done
+
+
+def test_recorded_input_that_is_none(tmp_path: Path, call: Call) -> None:
+    loop = endless_loop(tmp_path / "loop.elf")
+    words = ["run", "--old", str(loop), "--updates", "0", "--max-instructions", "100K", "--json"]
+    log = tmp_path / "log"
+    for text in ("[1]", "7", '[1, "zz"]', '{"a": 1}', '["1e9", ""]', "[1e999, \"\"]", "[" * 100_000,
+                 '[20, "61"]\n[19, "61"]', '[-1, "61"]', "\udcff"):  # fmt: skip
+        log.write_bytes(text.encode("utf-8", "surrogateescape"))
+        done = call(*words, "--interactive", "--replay-input", str(log))
+        assert done.status == 2, (text[:50], done)
+        assert json.loads(done.out)["error"] | {"message": ""} == {
+            "kind": "bad-image", "message": "", "where": str(log)
+        }  # fmt: skip
+
+
+def test_files_of_luemu_are_not_replaced(tmp_path: Path, call: Call) -> None:
+    loop = endless_loop(tmp_path / "loop.elf")
+    for guest in ("/init", "/luemu/kernel", "//init", "/x/../luemu/plan", "/luemu"):
+        done = call("run", "--old", str(loop), "--updates", "0", "--file", f"{loop}:{guest}")
+        assert (done.status, done.err.count("\n")) == (2, 1) and "luemu's own" in done.err, done
+
+
+def test_no_address_space_for_the_memory(tmp_path: Path) -> None:
+    """A limit of the process is one line, not a traceback."""
+    loop = endless_loop(tmp_path / "loop.elf")
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -v 8000000 && exec "$@"', "sh", sys.executable, "-m", "emu", "run",
+         "--old", loop, "--updates", "0", "--memory", "64G"],
+        cwd=ROOT, env=environment(), check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done
+    assert "address space" in done.stderr
+
+
+def test_moments_by_instruction_number_while_input_is_replayed(tmp_path: Path, call: Call) -> None:
+    """They are kept where they are asked for, not when all input has been typed."""
+    loop = endless_loop(tmp_path / "loop.elf")
+    log = tmp_path / "log"
+    log.write_text("".join(f'[{tick}, "61"]\n' for tick in (1000, 2000, 3000)))
+    words = ["run", "--old", str(loop), "--updates", "0", "--max-instructions", "10K", "--interactive"]
+    kept = {at: tmp_path / f"{at}.luemu" for at in (0, 999, 1000, 1500, 3000, 4000, 10240)}
+    saves = [word for at, path in kept.items() for word in ("--save", f"{at}={path}")]
+    done = call(*words, "--replay-input", str(log), *saves)
+    assert done.status == 1 and "never got there" not in done.out, done
+    for at, path in kept.items():
+        with Machine.load(path) as m:
+            assert m.instructions == at
+    late = call(*words, "--replay-input", str(log), "--save", f"10241={tmp_path / 'late'}")
+    assert "the run never got there" in late.out and not (tmp_path / "late").exists()
 
 
 # --- numbers ---------------------------------------------------------------------------------------
@@ -295,20 +358,74 @@ def test_output_that_cannot_be_written() -> None:
     assert done.returncode != 0 and b"No space left on device" in done.stderr
 
 
-def test_interrupted(tmp_path: Path) -> None:
-    """Ctrl-C ends an endless run quickly, with one line."""
+def interrupted(tmp_path: Path, *more: str) -> tuple[int, bytes, bytes, Path]:
+    """An endless run that gets SIGINT: status, stdout, stderr, its trace."""
     loop = endless_loop(tmp_path / "loop.elf")
     trace = tmp_path / "trace"
     process = subprocess.Popen(
-        [sys.executable, "-m", "emu", "run", "--old", loop, "--updates", "0", "--trace", trace],
+        [sys.executable, "-m", "emu", "run", "--old", loop, "--updates", "0", "--trace", trace, *more],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=ROOT,
         env=environment(),
+        # a shell lets what it runs in the background ignore SIGINT, and so would we
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    while not trace.exists() and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (1, b"", b"luemu: interrupted\n")
+    try:
+        while not trace.exists() and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return process.returncode, out, err, trace
+
+
+def test_interrupted(tmp_path: Path) -> None:
+    """Ctrl-C ends an endless run quickly, with one line."""
+    status, out, err, trace = interrupted(tmp_path)
+    assert (status, out, err) == (1, b"", b"luemu: interrupted\n")
+    first = json.loads(trace.read_text().splitlines()[0])
+    assert first["event"] == "phase", "what was seen until then is kept"
+
+
+def test_interrupted_with_json(tmp_path: Path) -> None:
+    status, out, err, _ = interrupted(tmp_path, "--json")
+    document = json.loads(out)
+    assert (status, err, document["ok"]) == (1, b"", False)
+    assert document["error"]["kind"] == "interrupted"
+
+
+def test_killed_while_it_writes(tmp_path: Path) -> None:
+    """A dump appears complete or not at all, whatever ends the process; the old one stays until then."""
+    loop = endless_loop(tmp_path / "loop.elf")
+    dump = tmp_path / "dump.raw.zst"
+    dump.write_bytes(b"of yesterday")
+    program = (
+        "import os, sys, emu.debug.dump as d\nfrom emu.cli import main\n"
+        "d._stream = lambda m, out: (out.write(bytes(1 << 20)), out.flush(), os.kill(os.getpid(), 9))\nmain()"
+    )
+    words: list[str | Path] = ["run", "--old", loop, "--updates", "0", "--memory", "64M"]
+    words += ["--dump", f"1000={dump}"]
+    done = subprocess.run([sys.executable, "-c", program, *words], cwd=ROOT, env=environment(), check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert dump.read_bytes() == b"of yesterday" and not (tmp_path / "dump.json").exists()
+    done = subprocess.run(
+        [sys.executable, "-m", "emu", *words, "--max-instructions", "5000"],
+        cwd=ROOT, env=environment(), check=False, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and luemu("inspect", dump).status == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dump.json", "dump.raw.zst", "loop.elf"]
+
+
+def test_closed_standard_streams(tmp_path: Path) -> None:
+    """`<&- >&- 2>&-`: no traceback, and the same status."""
+    loop = endless_loop(tmp_path / "loop.elf")
+    words = ["run", "--old", str(loop), "--updates", "0", "--max-instructions", "100K", "--interactive"]
+    for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+        done = subprocess.run(
+            ["sh", "-c", f'"$@" {closed}', "sh", sys.executable, "-m", "emu", *words],
+            cwd=ROOT, env=environment(), check=False, capture_output=True,
+        )  # fmt: skip
+        assert done.returncode == 1 and b"Traceback" not in done.stderr, (closed, done)
