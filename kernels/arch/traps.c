@@ -28,10 +28,10 @@ static const char *const names[TRAP_COUNT] = {
 
 static trap_handler_t handlers[TRAP_COUNT];
 
-void set_trap_handler(unsigned int vector, trap_handler_t handler)
+trap_handler_t set_trap_handler(unsigned int vector, trap_handler_t handler)
 {
 	BUG_ON(vector >= TRAP_COUNT);
-	WRITE_ONCE(handlers[vector], handler);
+	return __atomic_exchange_n(&handlers[vector], handler, __ATOMIC_SEQ_CST);
 }
 
 static _Noreturn void die_of_page_fault(const struct pt_regs *regs, u64 address)

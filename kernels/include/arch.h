@@ -38,9 +38,9 @@ extern char _text[], _etext[], _rodata[], _erodata[], _data[], _end[];
 void cpu_init(void);			/* GDT, TSS with IST stacks, per-CPU base, IDT, EFER, CR0.WP */
 void set_kernel_stack(void *top);	/* TSS.rsp0 */
 
-/* A handler may fix the fault and return true; otherwise die(). By vector: 3, 6, 13, 14. */
+/* A handler may fix the fault and return true; otherwise die(). By vector, below 32. Returns the one it replaces. */
 typedef bool (*trap_handler_t)(struct pt_regs *regs, u64 fault_address);
-void set_trap_handler(unsigned int vector, trap_handler_t handler);
+trap_handler_t set_trap_handler(unsigned int vector, trap_handler_t handler);
 
 /* ---- interrupts (arch/apic.c, arch/irq.c) ---- */
 

@@ -11,9 +11,11 @@
 struct epitaph {
 	u64 magic;
 	u64 size;				/* of this structure */
-	struct pt_regs regs;			/* at the fault, or at the call of panic() */
+	/* At the fault. Or of the caller of panic(): rip is the return address then, like those of the backtrace (what
+	 * it belongs to is at the byte before it), and registers that are not known are 0. */
+	struct pt_regs regs;
 	u64 cr0, cr2, cr3, cr4, efer;
-	u32 has_trap;				/* regs.vector and regs.error_code mean something */
+	u32 has_trap;				/* a fault: regs.vector and regs.error_code mean something */
 	u32 frames;				/* how many of backtrace[] are valid */
 	u64 backtrace[EPITAPH_FRAMES_MAX];	/* callers of regs.rip, innermost first */
 	char phase[32];				/* what the kernel was doing, see set_phase() */

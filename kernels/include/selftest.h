@@ -10,6 +10,7 @@ bool selftest_check(bool ok, const char *file, int line, const char *text);
 
 void lib_selftest(void);	/* kernel/selftest.c */
 void mm_selftest(void);		/* mm/ */
+void trap_selftest(void);	/* arch/ */
 void sched_selftest(void);	/* kernel/ */
 void kho_selftest(void);	/* kho/guest/ */
 

@@ -65,6 +65,7 @@ bool selftest_run(void)
 	} tests[] = {
 		{ "lib", lib_selftest },
 		{ "mm", mm_selftest },
+		{ "traps", trap_selftest },
 		{ "sched", sched_selftest },
 		{ "kho", kho_selftest },
 	};
