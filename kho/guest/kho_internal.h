@@ -1,0 +1,55 @@
+/* What the files of KHO share among themselves. */
+#pragma once
+#include "kho.h"
+#include "claim.h"
+#include "fdt.h"
+#include "radix.h"
+
+/* What came from the previous kernel. */
+struct kho_in {
+	phys_addr_t fdt;		/* root FDT, checked by kho_populate(); 0: nothing was handed over */
+	phys_addr_t scratch;		/* its scratch array; 0: this kernel reserves scratch itself */
+	u64 scratch_len;
+};
+extern struct kho_in kho_in;
+
+/* What goes to the next one. */
+struct kho_out {
+	void *fdt;			/* root FDT, one preserved page; NULL before kho_init() */
+	struct mutex fdt_lock;
+	struct kho_radix_tree tree;
+};
+extern struct kho_out kho_out;
+
+extern bool kho_enable;
+
+/* Incoming root FDT, NULL without one. Works as soon as the direct map does. */
+static inline const void *kho_in_fdt(void)
+{
+	return kho_in.fdt ? phys_to_virt(kho_in.fdt) : NULL;
+}
+
+/* scratch.c */
+#define KHO_SCRATCH_ALIGN	(PAGE_SIZE << MAX_PAGE_ORDER)
+#define KHO_SCRATCH_LOW_LIMIT	0xffffffffUL	/* highest address of devices with 32 address bits */
+#define KHO_SCRATCH_MAX		256		/* areas: one array page */
+void kho_scratch_reserve(void);			/* cold boot; turns KHO off when there is no memory */
+void kho_scratch_release(enum migratetype type);	/* to the page allocator */
+
+/* metadata.c */
+void kho_metadata_read(void);
+int kho_metadata_write(void);
+
+/* restore.c */
+/* Stamps the first page of an adopted block. */
+static inline void kho_stamp(u64 pfn, unsigned int order)
+{
+	pfn_to_page(pfn)->private = KHO_PAGE_MAGIC << 32 | order;
+}
+/* Whether a preserved block, not restored yet, begins at this claimed address; its order. */
+bool kho_is_preserved(claim_t c, unsigned int *order);
+/* Whether preserved blocks tile [claimed, claimed + nr_pages) exactly. */
+bool kho_are_preserved(claim_t c, u64 nr_pages);
+
+/* mm/reserve_mem.c: regions that have to wait until preserved memory is known. */
+void reserve_mem_allocate_late(void);

@@ -1,0 +1,179 @@
+/* The radix tree: changing this kernel's own, and walking any. */
+#define pr_fmt(fmt) "KHO: " fmt
+#include "radix.h"
+#include "bitops.h"
+#include "errno.h"
+#include "page.h"
+#include "panic.h"
+#include "printk.h"
+
+#define TABLE_ENTRIES	(1U << KHO_TABLE_SIZE_LOG2)
+#define LEAF_BITS	(1U << KHO_BITMAP_SIZE_LOG2)
+#define LEAF_WORDS	(LEAF_BITS / 64)
+
+/* Bits of the key below the part that a page of this level decodes. */
+static unsigned int shift_of(unsigned int level)
+{
+	return level ? KHO_BITMAP_SIZE_LOG2 + (level - 1) * KHO_TABLE_SIZE_LOG2 : 0;
+}
+
+static unsigned int index_of(u64 key, unsigned int level)
+{
+	return (unsigned int)(key >> shift_of(level)) % (level ? TABLE_ENTRIES : LEAF_BITS);
+}
+
+static struct kho_radix_node *node_at(u64 phys)
+{
+	return phys_to_virt(phys);
+}
+
+int kho_radix_add(struct kho_radix_tree *tree, u64 pfn, unsigned int order)
+{
+	struct kho_radix_node *node = tree->root, *made[KHO_TREE_MAX_DEPTH];
+	u64 key, *first = NULL;
+	unsigned int nr_made = 0;
+	int err = 0;
+
+	if (WARN_ON_ONCE(!tree->root) || order > KHO_ORDER_0_LOG2)
+		return -EINVAL;
+	key = kho_radix_key(pfn, order);
+	mutex_lock(&tree->lock);
+	for (unsigned int level = KHO_TREE_MAX_DEPTH - 1; level; level--) {
+		u64 *slot = &node->table[index_of(key, level)];
+
+		if (!*slot) {
+			made[nr_made] = get_zeroed_page();
+			if (!made[nr_made]) {
+				err = -ENOMEM;
+				break;
+			}
+			if (!nr_made)
+				first = slot;
+			*slot = virt_to_phys(made[nr_made++]);
+		}
+		node = node_at(*slot);
+	}
+	if (err) {
+		if (first)
+			*first = 0;
+		while (nr_made)
+			free_page(made[--nr_made]);
+	} else {
+		set_bit(index_of(key, 0), node->table);
+	}
+	mutex_unlock(&tree->lock);
+	return err;
+}
+
+void kho_radix_del(struct kho_radix_tree *tree, u64 pfn, unsigned int order)
+{
+	struct kho_radix_node *node = tree->root;
+	u64 key;
+
+	if (WARN_ON_ONCE(!tree->root) || order > KHO_ORDER_0_LOG2)
+		return;
+	key = kho_radix_key(pfn, order);
+	mutex_lock(&tree->lock);
+	for (unsigned int level = KHO_TREE_MAX_DEPTH - 1; level && node; level--) {
+		u64 phys = node->table[index_of(key, level)];
+
+		node = phys ? node_at(phys) : NULL;
+	}
+	if (!WARN_ON(!node))
+		clear_bit(index_of(key, 0), node->table);
+	mutex_unlock(&tree->lock);
+}
+
+/* ---- walking ---- */
+
+/* Whether [prefix << shift, (prefix + 1) << shift) has the key of a block that begins below end_pfn. */
+static bool keys_possible(u64 prefix, unsigned int shift, u64 end_pfn)
+{
+	unsigned int marker, order;
+
+	if (!prefix)
+		return true;
+	marker = ilog2(prefix) + shift;
+	if (marker > KHO_ORDER_0_LOG2)
+		return false;
+	order = KHO_ORDER_0_LOG2 - marker;
+	return ((prefix << shift) ^ 1UL << marker) << order < end_pfn;
+}
+
+/* The leaf of the smallest keys, where the marker is in the bitmap itself: orders above 37, one block each. */
+static int walk_first_leaf(struct kho_radix_walk *walk, const u64 *bitmap)
+{
+	int err = 0;
+
+	for (u64 key = 0; key < LEAF_BITS && !err; key++) {
+		unsigned int order;
+		u64 pfn;
+
+		if (!bitmap[key / 64])
+			key |= 63;
+		else if (!key && test_bit(0, bitmap))
+			err = -EINVAL;		/* no block has this key */
+		else if (test_bit(key, bitmap)) {
+			pfn = kho_radix_pfn(key, &order);
+			err = walk->run(walk, pfn, order, 1);
+		}
+	}
+	return err;
+}
+
+/* Number of the first bit from `at` on that is (or is not) set; LEAF_BITS if there is none. */
+static u64 next_bit(const u64 *bitmap, u64 at, bool is_set)
+{
+	u64 flip = is_set ? 0 : ~0UL, word;
+
+	if (at >= LEAF_BITS)
+		return LEAF_BITS;
+	word = (bitmap[at / 64] ^ flip) & ~0UL << at % 64;
+	for (at /= 64; !word; word = bitmap[at] ^ flip)
+		if (++at == LEAF_WORDS)
+			return LEAF_BITS;
+	return at * 64 + ctz64(word);
+}
+
+static int walk_leaf(struct kho_radix_walk *walk, const u64 *bitmap, u64 prefix)
+{
+	u64 key = prefix << KHO_BITMAP_SIZE_LOG2, base, bit = 0, end;
+	unsigned int order;
+	int err = 0;
+
+	if (!prefix)
+		return walk_first_leaf(walk, bitmap);
+	base = kho_radix_pfn(key, &order);
+	while (!err && (bit = next_bit(bitmap, bit, true)) < LEAF_BITS) {
+		end = next_bit(bitmap, bit, false);
+		err = walk->run(walk, base + (bit << order), order, end - bit);
+		bit = end;
+	}
+	return err;
+}
+
+static int walk_node(struct kho_radix_walk *walk, claim_t phys, unsigned int level, u64 prefix)
+{
+	const u64 *words;
+	int err = 0;
+
+	if (!keys_possible(prefix, shift_of(level + 1), walk->end_pfn)) {
+		pr_err("page 0x%llx of the tree, level %u, is for no memory that exists\n",
+		       (unsigned long long)phys.value, level);
+		return -EINVAL;
+	}
+	words = walk->node(walk, phys, level);
+	if (!words)
+		return -EINVAL;
+	if (!level)
+		return walk_leaf(walk, words, prefix);
+	for (unsigned int i = 0; i < TABLE_ENTRIES && !err; i++)
+		if (words[i])
+			err = walk_node(walk, claim(words[i]), level - 1, prefix << KHO_TABLE_SIZE_LOG2 | i);
+	return err;
+}
+
+int kho_radix_walk(struct kho_radix_walk *walk, claim_t root)
+{
+	return walk_node(walk, root, KHO_TREE_MAX_DEPTH - 1, 0);
+}

@@ -1,0 +1,95 @@
+/* Restoring memory: an adopted block becomes ordinary allocated memory of this kernel.
+ *
+ * Adoption stamped the first page of every block with its order (kho_stamp()). The stamp proves that a block begins
+ * there, and restoring takes it away: so an address that the previous kernel made up is refused, and so is restoring a
+ * block twice. The contents are never touched.
+ */
+#define pr_fmt(fmt) "KHO: " fmt
+#include "kho_internal.h"
+#include "errno.h"
+#include "panic.h"
+#include "sdt.h"
+
+static u64 restored_pages;
+
+u64 kho_restored_pages(void)
+{
+	return restored_pages;
+}
+
+bool kho_is_preserved(claim_t c, unsigned int *order)
+{
+	const struct page *page;
+
+	if (!IS_ALIGNED(c.value, PAGE_SIZE) || !pfn_valid(PFN_DOWN(c.value)))
+		return false;
+	page = phys_to_page(c.value);
+	*order = (u32)page->private;
+	return page->private >> 32 == KHO_PAGE_MAGIC;
+}
+
+bool kho_are_preserved(claim_t c, u64 nr_pages)
+{
+	unsigned int order;
+
+	while (nr_pages) {
+		if (!kho_is_preserved(c, &order) || nr_pages >> order == 0)
+			return false;
+		nr_pages -= 1UL << order;
+		c.value += PAGE_SIZE << order;
+	}
+	return true;
+}
+
+/* The pages of a block belong to this kernel from now on; it is whole or in single pages. */
+static struct page *restore_block(phys_addr_t phys, unsigned int order, bool whole)
+{
+	struct page *page = phys_to_page(phys);
+
+	PROBE2(kho, restore, phys, order);
+	page->private = 0;
+	if (whole) {
+		prep_compound_page(page, order);
+	} else {
+		for (u64 i = 0; i < 1UL << order; i++)
+			page[i].refcount = 1;
+	}
+	adjust_managed_page_count(page, (s64)(1UL << order));
+	__atomic_add_fetch(&restored_pages, 1UL << order, __ATOMIC_RELAXED);
+	return page;
+}
+
+struct folio *kho_restore_folio(phys_addr_t phys)
+{
+	unsigned int order;
+
+	if (WARN_ON_ONCE(!kho_is_preserved(claim(phys), &order) || order > MAX_PAGE_ORDER))
+		return NULL;
+	return (struct folio *)restore_block(phys, order, true);
+}
+
+struct page *kho_restore_pages(phys_addr_t phys, u64 nr_pages)
+{
+	unsigned int order;
+
+	/* By the order that was stored, whatever way the range was cut; a block that goes beyond the range is not ours. */
+	for (u64 done = 0; done < nr_pages; done += 1UL << order) {
+		phys_addr_t at = phys + (done << PAGE_SHIFT);
+
+		if (WARN_ON_ONCE(!kho_is_preserved(claim(at), &order) || (nr_pages - done) >> order == 0))
+			return NULL;
+		restore_block(at, order, false);
+	}
+	return phys_to_page(phys);
+}
+
+void kho_restore_free(void *mem)
+{
+	struct folio *folio;
+
+	if (!mem)
+		return;
+	folio = kho_restore_folio(virt_to_phys(mem));
+	if (!WARN_ON(!folio))
+		folio_put(folio);
+}
