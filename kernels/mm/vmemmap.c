@@ -26,6 +26,7 @@
 static spinlock_t vmemmap_lock;		/* the pool and the tables of the vmemmap; innermost of all locks */
 static void *pool;			/* zeroed pages, linked through their first word */
 static u32 pool_count;
+static u64 taken;			/* pages, from memblock and from the page allocator */
 static u64 vmemmap_end;			/* of the array, page-aligned */
 static u64 *pdpt, *shared_pd, *shared_pt;
 static phys_addr_t zero_page;
@@ -37,6 +38,7 @@ static void pool_push(void *page)
 	*(void **)page = pool;
 	pool = page;
 	pool_count++;
+	taken++;
 	spin_unlock_irqrestore(&vmemmap_lock, flags);
 }
 
@@ -51,6 +53,11 @@ static void *pool_pop(void)
 	*(void **)page = NULL;
 	pool_count--;
 	return page;
+}
+
+u64 vmemmap_pages(void)
+{
+	return taken;
 }
 
 void vmemmap_refill(void)
