@@ -12,8 +12,9 @@ from kernels import build
 
 FLAGS = (
     "-target", "x86_64-linux-gnu.2.17", "-mcpu=x86_64", "-O1", "-g0", "-std=gnu17", "-fPIC", "-shared",
-    *build.NO_SANITIZER, *build.WARNINGS, *build.REPRODUCIBLE, "-iquote", "kernels/include", "-iquote", "kho/guest",
-    "-iquote", "tests/guest", '-DRELEASE_HEADER="hosted_release.h"',
+    *build.NO_SANITIZER, *build.WARNINGS, *build.REPRODUCIBLE,
+    "-iquote", "kernels/include", "-iquote", "kho/guest", "-iquote", "tests/guest",
+    '-DRELEASE_HEADER="hosted_release.h"',
 )  # fmt: skip
 HOSTED = build.Target(
     name="test-kexec",
@@ -153,7 +154,8 @@ class Kexec:
         self.lib.host_image(out)
         count = out[6]
         segments = [Segment(*out[7 + 3 * i : 10 + 3 * i]) for i in range(count)]
-        return Image(*out[:6], segments)
+        head, start, kernel, fdt, code, pgd = out[:6]
+        return Image(head, start, kernel, fdt, code, pgd, segments)
 
     def read(self, phys: int, size: int) -> bytes:
         return ctypes.string_at(DIRECT_MAP + phys, size)

@@ -1,5 +1,5 @@
-"""The kernel's kexec_file_load in a process of its own: which images it takes, where it puts what, what it tells the
-next kernel, and what is left when it refuses. Offsets: Linux x86 boot protocol 2.15.
+"""The kernel's kexec_file_load in a process of its own: which images it takes, where it puts what, what it
+tells the next kernel, and what is left when it refuses. Offsets: Linux x86 boot protocol 2.15.
 """
 
 from __future__ import annotations
