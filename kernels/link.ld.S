@@ -35,6 +35,12 @@ SECTIONS {
     KEEP(*(.initcall.6))
     KEEP(*(.initcall.7))
     __initcall_end = .;
+    __syscalls_start = .;
+    KEEP(*(.syscalls))
+    __syscalls_end = .;
+    __ex_table_start = .;
+    KEEP(*(.ex_table))
+    __ex_table_end = .;
   } :rodata
   .note.Xen : AT(RELEASE_PREF_ADDRESS + ADDR(.note.Xen) - KERNEL_BASE) {
     KEEP(*(.note.Xen))

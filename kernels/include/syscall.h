@@ -56,5 +56,6 @@ void syscall_init(void);			/* the table, and the processor's SYSCALL registers *
 
 /* A sleeping call that a signal interrupted returns one of these; the signal code turns it into -EINTR or a restart. */
 #define ERESTARTSYS		512	/* restart if the handler has SA_RESTART, or there is none */
+#define ERESTARTNOINTR		513	/* always restart */
 #define ERESTARTNOHAND		514	/* restart only if no handler runs */
 #define ERESTART_RESTARTBLOCK	516	/* restart by task->restart with the time that is left */

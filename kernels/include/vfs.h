@@ -146,6 +146,19 @@ loff_t generic_llseek(struct file *f, loff_t off, int whence);
 /* The whole file in vmalloc()ed memory; size or -errno. */
 ssize_t kernel_read_file(struct file *f, void **buf, u64 max);
 
+/* ---- tables of open files, roots of paths (fs/file.c), for fork, exec and exit; struct files, fs: task.h ---- */
+struct files;
+struct fs;
+struct files *files_new(void);			/* empty; one reference; NULL */
+struct files *files_copy(struct files *old);	/* of fork: the same open files; NULL */
+void files_get(struct files *files);
+void files_put(struct files *files);		/* the last reference closes all */
+void files_close_on_exec(struct files *files);
+struct fs *fs_new(void);			/* at the root, umask 022; NULL */
+struct fs *fs_copy(struct fs *old);		/* NULL */
+void fs_get(struct fs *fs);
+void fs_put(struct fs *fs);
+
 /* ---- names (fs/namei.c) ---- */
 #define LOOKUP_FOLLOW		1
 #define LOOKUP_DIRECTORY	2
