@@ -4,6 +4,8 @@
 
 /* Number of kexecs with KHO since the cold boot, which is 0. From the handover, once the direct map is there. */
 u32 kernel_generation(void);
+/* Was it one of ours that started this kernel, and expects it to find what it saved? */
+bool previous_was_ours(void);
 /* Will this kernel start another one? The line of /boot/chain for this generation, without its newline; NULL if it
  * is the last. Valid for ever. */
 const char *chain_line(void);

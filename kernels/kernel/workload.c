@@ -78,6 +78,11 @@ static int set_generation(const char *value)
 }
 early_param("luemu.generation", set_generation);
 
+bool previous_was_ours(void)
+{
+	return expected_generation;
+}
+
 static const char *line_end(const char *s, const char *end)
 {
 	const char *newline = memchr(s, '\n', (size_t)(end - s));
