@@ -81,18 +81,19 @@ static bool is_name(const struct word *word, const char *name)
 	return !name[word->name_length];
 }
 
-/* The text of a value, with a NUL. Handlers may keep it; both passes over the longest command line fit. */
+/* Values as texts with a NUL, which handlers may keep. Both passes over the longest command line fit. */
+static char texts[2 * COMMAND_LINE_SIZE];
+static size_t texts_used;
+
 static const char *keep(const char *s, size_t length)
 {
-	static char texts[2 * COMMAND_LINE_SIZE];
-	static size_t used;
-	char *text = texts + used;
+	char *text = texts + texts_used;
 
-	if (length + 1 > sizeof(texts) - used)
+	if (length + 1 > sizeof(texts) - texts_used)
 		return NULL;
 	memcpy(text, s, length);
 	text[length] = '\0';
-	used += length + 1;
+	texts_used += length + 1;
 	return text;
 }
 
@@ -124,6 +125,7 @@ static void parse(bool early)
 
 void parse_early_params(void)
 {
+	texts_used = 0;
 	parse(true);
 }
 
