@@ -77,13 +77,15 @@ int machine_kexec_prepare(struct kimage *image)
 {
 	phys_addr_t end = max(memblock_end_of_dram(), (phys_addr_t)FIRMWARE_END);
 	bool large = has_1g_pages();
+	struct page *code;
 
 	static_assert(FIRMWARE_END % PUD_SIZE == 0, "whole entries");
-	image->control_code_page = kimage_alloc_control_page(image);
+	code = kimage_alloc_control_page(image);
 	image->pgd = new_table(image);
-	if (!image->control_code_page || !image->pgd)
+	if (!code || !image->pgd)
 		return -ENOMEM;
-	memcpy(page_address(image->control_code_page), relocate_start, (size_t)(relocate_end - relocate_start));
+	image->control_code = page_to_phys(code);
+	memcpy(page_address(code), relocate_start, (size_t)(relocate_end - relocate_start));
 	memcpy(image->pgd + KERNEL_HALF, kernel_pgd + KERNEL_HALF, PAGE_SIZE / 2);
 	for (phys_addr_t phys = 0; phys < end; phys += PUD_SIZE) {
 		int err = map_1g(image, phys, large);
@@ -100,7 +102,7 @@ _Noreturn void machine_kexec(struct kimage *image)
 
 	PROBE1(kexec, jump, image);
 	local_irq_disable();
-	relocate = (void *)page_to_phys(image->control_code_page);
+	relocate = (void *)image->control_code;
 	write_cr3(virt_to_phys(image->pgd));
 	relocate(image->head, image->start);
 	__builtin_unreachable();

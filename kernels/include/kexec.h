@@ -30,7 +30,7 @@ struct kimage {
 	u64 head;			/* first entry of the list of copies */
 	u64 *entry, *last_entry;	/* where the list is being written; the last place in its page */
 	phys_addr_t start;		/* entry point of the jump: the purgatory */
-	struct page *control_code_page;	/* relocation code */
+	phys_addr_t control_code;	/* page with the relocation code */
 	u64 *pgd;			/* page tables of the jump: all RAM 1:1, and the kernel */
 	u64 nr_segments;
 	struct kexec_segment segment[KEXEC_SEGMENT_MAX];

@@ -209,7 +209,7 @@ void host_image(u64 *out)
 	*out++ = image->start;
 	*out++ = image->kernel;
 	*out++ = image->fdt;
-	*out++ = page_to_phys(image->control_code_page);
+	*out++ = image->control_code;
 	*out++ = virt_to_phys(image->pgd);
 	*out++ = image->nr_segments;
 	for (u64 i = 0; i < image->nr_segments; i++) {
