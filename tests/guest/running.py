@@ -6,6 +6,7 @@ import functools
 import subprocess
 import tempfile
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,14 +61,17 @@ def on_luemu(
     memory_mib: int = MEMORY_MIB,
     max_instructions: int = 200_000_000,
     entry: str = "auto",
+    prepare: Callable[[Machine], None] | None = None,
 ) -> Run:
     """Boot the ELF file and run until the machine stops; a kernel that does not end fails the caller's
-    look at `stop`."""
+    look at `stop`. `prepare` changes the machine before the first instruction."""
     names = symbols(release)
     start, end = names.address("_text"), names.address("_end")
     assert start is not None and end is not None
     with Machine(memory_mib << 20) as m:
         m.boot(Boot(kernel=elf(release).read_bytes(), cmdline=cmdline, entry=entry))
+        if prepare is not None:
+            prepare(m)
         stop = m.run(max_instructions=max_instructions)
         text = m.console.decode("ascii").replace("\r\n", "\n")
         image = m.memory.read(_load_address(elf(release)), end - start).tobytes()
