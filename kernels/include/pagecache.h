@@ -49,24 +49,32 @@ struct shmem {				/* inode->shmem */
 	struct mapping mapping;
 	u32 seals;			/* F_SEAL_SEAL for files that can not be sealed */
 	bool frozen;			/* preserved: size and set of pages are fixed (LUO) */
-	bool huge;			/* new pages in order 9 where they fit (MADV_HUGEPAGE) */
-	u64 blocks;			/* allocated pages */
+	bool huge;			/* new pages in order 9 where they fit below the size (MADV_HUGEPAGE) */
 };
 
-/* The folio at the page, allocated and zeroed if there is none (order 9 if `huge` and it fits below size). A reference
- * is not taken; inode lock held. ERR_PTR(-ENOMEM, -ENOSPC). */
-struct folio *shmem_get_folio(struct inode *inode, u64 index);
-/* A new unlinked shmem file: name as /proc shows it, flags of open(2). ERR_PTR. */
-struct file *shmem_file_setup(const char *name, u64 size, u32 seals, u32 mode);
-int shmem_truncate(struct inode *inode, u64 size);	/* 0, -EPERM (seals, frozen), -EFBIG */
+#define SHMEM_SIZE_MAX	0x7fffffffffffffffUL
+
+extern const struct file_ops shmem_file_ops;
+int shmem_init_inode(struct inode *inode);	/* gives a new regular file its contents; 0, -ENOMEM */
+void shmem_evict_inode(struct inode *inode);	/* the last reference to the inode is gone: frees them */
 bool shmem_inode(const struct inode *inode);
-s64 memfd_get_seals(struct file *file);			/* -EINVAL */
+/* The folio at the page, allocated and zeroed if there is none. mapping->lock held; no reference is taken.
+ * ERR_PTR(-ENOMEM). */
+struct folio *shmem_get_folio(struct shmem *s, u64 index, u64 size);
+/* A new file without a name: `name` as /proc shows it, mode its permission bits, flags of open(2). ERR_PTR. */
+struct file *shmem_file_setup(const char *name, u64 size, u32 seals, u32 mode, u32 flags);
+/* Changes the size, inode->lock held; 0, -EPERM (seals, frozen), -EINVAL. */
+int shmem_truncate(struct inode *inode, u64 size);
+
+s64 memfd_get_seals(struct file *file);			/* -EINVAL: the file can have none */
 int memfd_add_seals(struct file *file, u32 seals);	/* -EPERM, -EBUSY, -EINVAL */
 
 /* Pins the folios that cover bytes [0, size): missing ones are allocated, all lie outside scratch afterwards (moved if
- * need be, mappings of programs follow), none moves until it is unpinned. On error nothing is pinned. */
+ * need be, the mappings of programs follow), none moves until it is unpinned. inode->lock held. On error nothing is
+ * pinned. 0, -ENOMEM. */
 int shmem_pin(struct inode *inode, u64 size);
 void shmem_unpin(struct inode *inode);
 
-/* Moves a page cache folio to new memory outside scratch, wherever it is mapped. 0, -EBUSY (pinned), -ENOMEM. */
+/* Moves a page cache folio to new memory outside scratch, wherever it is mapped. mapping->lock held.
+ * 0, -EBUSY (pinned, or somebody is reading or writing it: try again), -ENOMEM. */
 int migrate_folio(struct mapping *m, struct folio *f);

@@ -139,6 +139,8 @@ void fd_install(int fd, struct file *f);	/* takes over the reference */
 int close_fd(int fd);
 /* A file without a name in any directory; ERR_PTR. /proc shows anon_inode:NAME. */
 struct file *anon_inode_getfile(const char *name, const struct file_ops *ops, void *private, u32 flags);
+/* The same for an inode, whose reference it takes over; /proc shows "/NAME (deleted)". ERR_PTR (then the inode is put). */
+struct file *alloc_file_pseudo(struct inode *inode, const char *name, u32 flags, const struct file_ops *ops);
 struct file *file_open(const char *path, u32 flags, u32 mode);	/* by the kernel; ERR_PTR */
 struct file *dentry_open(struct dentry *d, u32 flags);		/* ERR_PTR */
 ssize_t kernel_read(struct file *f, void *buf, u64 size, loff_t *pos);	/* kernel address */

@@ -44,14 +44,16 @@ struct vma {
 	u64 pgoff;				/* page of the file at start */
 };
 
+/* Lock order: mm->lock (areas), mapping->lock (of any file, also for changes of an area that maps it), mm->table_lock. */
 struct mm {
 	u32 refs;
 	struct mutex lock;
 	struct list_head areas;
+	spinlock_t table_lock;			/* page tables */
 	u64 *pgd;
 	u64 start_brk, brk, mmap_base, stack_top;
 	u64 arg_start, arg_end, env_start, env_end;
-	u64 nr_pages;				/* mapped */
+	u64 nr_pages;				/* mapped: what /proc reports as resident */
 };
 
 struct mm *mm_create(void);
@@ -64,10 +66,31 @@ void mm_switch(struct mm *next);		/* loads CR3; NULL: the kernel's */
 s64 mm_map(struct mm *mm, u64 addr, u64 size, u32 prot, u32 flags, struct file *file, u64 off);
 int mm_unmap(struct mm *mm, u64 addr, u64 size);
 struct vma *mm_find(struct mm *mm, u64 addr);	/* area that contains addr, NULL */
-/* Brings in the page and maps it; 0, -EFAULT (no area, or it forbids), -ENOMEM, -EIO (beyond the file: SIGBUS). */
+/* Brings in the page and maps it; 0, -EFAULT (no area), -EACCES (it forbids), -ENOMEM, -EIO (beyond the file: SIGBUS). */
 int mm_fault(struct mm *mm, u64 addr, bool write, bool exec);
 /* Memory of another program or of one that does not run yet (exec's stack, /proc/PID). Bytes copied. */
 u64 mm_access(struct mm *mm, u64 addr, void *buf, u64 size, bool write);
+int mm_protect(struct mm *mm, u64 addr, u64 size, u32 prot);
+/* Moves areas for mremap: the tables' entries of [old, old + size) go to new, which is unmapped. */
+int mm_move(struct mm *mm, u64 old, u64 new, u64 size);
+
+/* ---- page tables of a program (mm/tables.c); table_lock is taken inside ---- */
+u64 *mm_pgd_alloc(void);
+void mm_tables_free(struct mm *mm);		/* all of them; nothing is mapped any more */
+/* Maps a page; the entry takes over a reference to it. What was there before is released. 0, -ENOMEM. */
+int mm_set_page(struct mm *mm, u64 addr, struct page *page, bool write, bool exec);
+/* The entry as it is now, 0 if there is none. */
+u64 mm_get_entry(struct mm *mm, u64 addr);
+/* Removes the entries of [start, end): all, or only those of pages in the page cache. */
+void mm_zap(struct mm *mm, u64 start, u64 end, bool only_cached);
+void mm_write_protect(struct mm *mm, u64 start, u64 end);
+/* Duplicates the private pages of an area for fork, both write-protected. 0, -ENOMEM. */
+int mm_copy_entries(struct mm *to, struct mm *from, u64 start, u64 end);
+int mm_move_entries(struct mm *mm, u64 old, u64 new, u64 size);
+/* Permissions of entries that are there follow the area's: never more than copy on write allows. */
+void mm_protect_entries(struct mm *mm, u64 start, u64 end, bool exec);
+void mm_hide_entries(struct mm *mm, u64 start, u64 end);	/* PROT_NONE */
+
 /* Removes all mappings of pages [first, last] of a file; private copies stay unless `even_private`. */
 void unmap_mapping_range(struct mapping *m, u64 first, u64 last, bool even_private);
 /* The handler of #PF for user addresses, from user or kernel mode; true if the instruction can go on. */

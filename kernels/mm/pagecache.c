@@ -1,0 +1,265 @@
+/* The tree of a file's pages: 512-way nodes, one page each, by page index.
+ *
+ *	height 1: one node, indices 0 to 511;  height 2: 512 nodes below the root, indices to 2^18 - 1;  …
+ *
+ * A slot is 0, the address of a node below, or a folio's address + 1. A folio of order o fills the 2^o slots of the
+ * level that has the finest slots that are not finer than 512-page steps need: order 0 to 8 in the lowest level, order
+ * 9 and 10 one above, a slot for each 512 pages. So what large folios cost does not depend on their size.
+ * How many slots of a node are in use stands in the `index` of the node's own struct page; empty nodes are freed.
+ *
+ * All functions want mapping->lock held.
+ */
+#include "pagecache.h"
+#include "panic.h"
+#include "string.h"
+
+#define NODE_LOG2	9
+#define NODE_SLOTS	(1UL << NODE_LOG2)
+#define HEIGHT_MAX	6		/* 2^54 pages: more than a file can have */
+
+struct node {
+	u64 slot[NODE_SLOTS];
+};
+static_assert(sizeof(struct node) == PAGE_SIZE, "a node is a page");
+
+static bool is_folio(u64 slot) { return slot & 1; }
+static struct folio *slot_folio(u64 slot) { return (struct folio *)(slot - 1); }
+static struct node *slot_node(u64 slot) { return (struct node *)slot; }
+static u64 node_count(struct node *n) { return virt_to_page(n)->index; }
+
+static void node_add(struct node *n, u64 i, u64 value)
+{
+	if (!n->slot[i])
+		virt_to_page(n)->index++;
+	n->slot[i] = value;
+}
+
+static struct node *node_new(void)
+{
+	struct page *page = alloc_page(GFP_KERNEL | __GFP_ZERO);
+
+	if (!page)
+		return NULL;
+	page->index = 0;
+	return page_address(page);
+}
+
+static unsigned int folio_level(unsigned int order) { return order < NODE_LOG2 ? 1 : 2; }
+static bool covers(u32 height, u64 index) { return height >= HEIGHT_MAX || index >> (height * NODE_LOG2) == 0; }
+static u64 level_index(u64 index, u32 level) { return index >> ((level - 1) * NODE_LOG2) & (NODE_SLOTS - 1); }
+
+void mapping_init(struct mapping *m, struct inode *inode)
+{
+	*m = (struct mapping){ .inode = inode };
+	mutex_init(&m->lock);
+	INIT_LIST_HEAD(&m->areas);
+}
+
+struct folio *mapping_find(struct mapping *m, u64 index)
+{
+	struct node *n = m->root;
+
+	if (!n || !covers(m->height, index))
+		return NULL;
+	for (u32 level = m->height; ; level--) {
+		u64 slot = n->slot[level_index(index, level)];
+
+		if (!slot)
+			return NULL;
+		if (is_folio(slot))
+			return slot_folio(slot);
+		n = slot_node(slot);
+	}
+}
+
+struct folio *mapping_next(struct mapping *m, u64 index)
+{
+	while (m->root && covers(m->height, index)) {
+		struct node *n = m->root;
+		u32 level = m->height;
+
+		while (1) {
+			u64 slot = n->slot[level_index(index, level)];
+
+			if (is_folio(slot))
+				return slot_folio(slot);
+			if (!slot) {		/* nothing below this slot: on to the next one of this level */
+				u64 step = 1UL << ((level - 1) * NODE_LOG2);
+
+				index = (index | (step - 1)) + 1;
+				if (!index || !covers(m->height, index))
+					return NULL;
+				if (level_index(index, level))
+					continue;	/* the same node */
+				break;			/* another node: from the root again */
+			}
+			n = slot_node(slot);
+			level--;
+		}
+	}
+	return NULL;
+}
+
+/* A root that covers the index, and that has at least this height. */
+static int grow(struct mapping *m, u64 index, u32 height)
+{
+	if (!m->root) {
+		m->root = node_new();
+		if (!m->root)
+			return -ENOMEM;
+		m->height = 1;
+	}
+	while (m->height < height || !covers(m->height, index)) {
+		struct node *top = node_new();
+
+		if (!top)
+			return -ENOMEM;
+		if (node_count(m->root))
+			node_add(top, 0, (u64)m->root);
+		else
+			free_page(m->root);
+		m->root = top;
+		m->height++;
+	}
+	return 0;
+}
+
+/* Frees nodes on the way to the index that have become empty, and roots that are not needed. */
+static void prune(struct mapping *m, u64 index)
+{
+	struct node *path[HEIGHT_MAX + 1] = { NULL };
+	struct node *n = m->root;
+	u32 level;
+
+	for (level = m->height; n; level--) {
+		u64 slot = n->slot[level_index(index, level)];
+
+		path[level] = n;
+		n = slot && !is_folio(slot) && level > 1 ? slot_node(slot) : NULL;
+	}
+	for (level = 1; level <= m->height; level++) {
+		if (!path[level])
+			continue;
+		if (node_count(path[level]))
+			return;
+		free_page(path[level]);
+		if (level == m->height) {
+			m->root = NULL;
+			m->height = 0;
+			return;
+		}
+		path[level + 1]->slot[level_index(index, level + 1)] = 0;
+		virt_to_page(path[level + 1])->index--;
+	}
+}
+
+int mapping_add(struct mapping *m, struct folio *f, u64 index)
+{
+	unsigned int order = folio_order(f), level = folio_level(order);
+	u64 pages = 1UL << order, last = index + pages - 1;
+	struct folio *found = mapping_next(m, index);
+	struct node *n;
+	int err;
+
+	if (!IS_ALIGNED(index, pages) || last < index || !covers(HEIGHT_MAX, last))
+		return -EINVAL;
+	if (found && found->page.index <= last)
+		return -EEXIST;
+	err = grow(m, last, level);
+	if (err)
+		return err;
+	n = m->root;
+	for (u32 l = m->height; l > level; l--) {
+		u64 i = level_index(index, l);
+
+		if (!n->slot[i]) {
+			struct node *below = node_new();
+
+			if (!below) {
+				prune(m, index);
+				return -ENOMEM;
+			}
+			node_add(n, i, (u64)below);
+		}
+		n = slot_node(n->slot[i]);
+	}
+	for (u64 i = 0; i < pages; i += 1UL << ((level - 1) * NODE_LOG2))
+		node_add(n, level_index(index + i, level), (u64)f + 1);
+	f->page.mapping = m;
+	f->page.index = index;
+	folio_get(f);
+	m->nr_pages += pages;
+	return 0;
+}
+
+void mapping_remove(struct mapping *m, struct folio *f)
+{
+	unsigned int order = folio_order(f), level = folio_level(order);
+	u64 pages = 1UL << order, index = f->page.index;
+	struct node *n = m->root;
+
+	for (u32 l = m->height; l > level; l--)
+		n = slot_node(n->slot[level_index(index, l)]);
+	for (u64 i = 0; i < pages; i += 1UL << ((level - 1) * NODE_LOG2)) {
+		u64 at = level_index(index + i, level);
+
+		BUG_ON(n->slot[at] != (u64)f + 1);
+		n->slot[at] = 0;
+		virt_to_page(n)->index--;
+	}
+	m->nr_pages -= pages;
+	f->page.mapping = NULL;
+	prune(m, index);
+	folio_put(f);
+}
+
+/* A folio that is mapped nowhere and used by nobody becomes single pages in the same places. */
+static bool split(struct mapping *m, struct folio *f)
+{
+	u64 index = f->page.index, pages = folio_nr_pages(f);
+	u32 flags = f->page.flags & (PG_UPTODATE | PG_DIRTY);
+	unsigned int order = folio_order(f);
+
+	if (f->page.refcount != 1 || f->page.flags & PG_PINNED)
+		return false;
+	folio_get(f);			/* it outlives its removal */
+	mapping_remove(m, f);
+	f->page.flags &= ~(PG_HEAD | PG_UPTODATE | PG_DIRTY);
+	f->page.order = 0;
+	for (u64 i = 1; i < pages; i++) {
+		struct page *p = &f->page + i;
+
+		p->flags &= ~PG_TAIL;
+		p->private = 0;
+	}
+	split_page(&f->page, order);
+	for (u64 i = 0; i < pages; i++) {
+		struct folio *single = (struct folio *)(&f->page + i);
+
+		single->page.flags |= flags;
+		/* The slots exist, or did a moment ago: memory was just given back. Should one be missing all the
+		 * same, its page is lost to the file as if it had been punched out. */
+		if (mapping_add(m, single, index + i))
+			WARN_ON_ONCE(true);
+		folio_put(single);
+	}
+	return true;
+}
+
+void mapping_truncate(struct mapping *m, u64 first)
+{
+	struct folio *f = mapping_next(m, first);
+
+	/* One that begins before: its end goes if it can be split; else it stays whole, zeroed by the caller. */
+	if (f && f->page.index < first) {
+		u64 behind = f->page.index + folio_nr_pages(f);
+
+		f = mapping_next(m, split(m, f) ? first : behind);
+	}
+	while (f) {
+		u64 next = f->page.index + folio_nr_pages(f);
+
+		mapping_remove(m, f);
+		f = mapping_next(m, next);
+	}
+}
