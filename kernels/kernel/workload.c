@@ -80,7 +80,7 @@ early_param("luemu.generation", set_generation);
 
 bool previous_was_ours(void)
 {
-	return expected_generation;
+	return expected_generation && kernel_generation() == expected_generation;
 }
 
 static const char *line_end(const char *s, const char *end)
@@ -166,34 +166,37 @@ static int load_next(const char *line)
 
 /* ---- accounting ---- */
 
-static u64 pages_never_reserved(void)
+/* Whole pages in [base, limit) that memblock has as memory and not as reserved. */
+static u64 unreserved_pages(phys_addr_t base, phys_addr_t limit)
 {
 	phys_addr_t cursor = 0, start, end;
 	u64 pages = 0;
 
 	while (memblock_next_free(&cursor, &start, &end)) {
-		if (PFN_UP(start) < PFN_DOWN(end))
-			pages += PFN_DOWN(end) - PFN_UP(start);
+		start = PAGE_ALIGN(max(start, base));
+		end = min(end, limit) & PAGE_MASK;
+		if (start < end)
+			pages += (end - start) >> PAGE_SHIFT;
 	}
 	return pages;
 }
 
-/* A kernel that was not handed over to made its own scratch, out of reserved memory, and released it. */
+/* A kernel that was not handed over to made its own scratch, out of memory that it had reserved, and released it. */
 static u64 scratch_pages_released(void)
 {
 	u64 pages = 0;
 
-	if (is_kho_boot() || !kho_is_enabled())
-		return 0;
-	for (unsigned int i = 0; i < kho_scratch_cnt; i++)
-		pages += kho_scratch[i].size >> PAGE_SHIFT;
+	for (unsigned int i = 0; i < kho_scratch_cnt && !is_kho_boot(); i++) {
+		if (!unreserved_pages(kho_scratch[i].addr, kho_scratch[i].addr + kho_scratch[i].size))
+			pages += kho_scratch[i].size >> PAGE_SHIFT;
+	}
 	return pages;
 }
 
 /* No page is lost, none is there twice (INV-38). */
 static void check_accounts(void)
 {
-	u64 managed = nr_managed_pages(), unreserved = pages_never_reserved(), scratch = scratch_pages_released();
+	u64 managed = nr_managed_pages(), unreserved = unreserved_pages(0, ~0UL), scratch = scratch_pages_released();
 	u64 restored = kho_restored_pages();
 
 	pr_info("luemu: %lu pages managed, %lu never reserved, %lu of scratch released, %lu restored\n",

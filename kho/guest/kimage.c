@@ -6,6 +6,7 @@
 #include "kho_internal.h"
 #include "errno.h"
 #include "kexec.h"
+#include "test_kho.h"
 
 #define ARRAY_ALIGN	(64 * KIB)
 
@@ -13,7 +14,7 @@ int kho_fill_kimage(struct kimage *image)
 {
 	struct kexec_buf kbuf = {
 		.image = image,
-		.buffer = kho_scratch,
+		.buffer = test_scratch_break(),	/* break: kho_scratch otherwise */
 		.bufsz = kho_scratch_cnt * sizeof(*kho_scratch),
 		.memsz = PAGE_ALIGN(kho_scratch_cnt * sizeof(*kho_scratch)),
 		.buf_align = ARRAY_ALIGN,

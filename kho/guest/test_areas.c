@@ -1,7 +1,7 @@
 /* The KHO test beyond folios: vmalloc areas, reserve_mem regions, and a blob, in the sub-tree "luemu_test". Its FDT:
  *
  *	/		compatible "luemu-test-v1"; seed u64, of all contents; generation u32, of the kernel that saved;
- *			payload, bytes that are verified like everything else
+ *			payload, bytes that are verified like everything else; scratch, the array of that kernel
  *	/vmalloc@N	info, a struct kho_vmalloc; size u64
  *	/reserve_mem	one u64 a region, named after it: where it is
  *
@@ -147,6 +147,26 @@ static void verify_regions(const void *fdt)
 	}
 }
 
+/* That this kernel believes in other areas than the one before shows nowhere else. */
+static void verify_scratch(const void *fdt)
+{
+	struct kho_scratch was;
+	const u8 *areas;
+	u32 len;
+
+	areas = fdt_getprop(fdt, FDT_ROOT, "scratch", &len);
+	if (!areas || len != kho_scratch_cnt * sizeof(was)) {
+		verdict_fail("there are %u scratch areas, the previous kernel had others", kho_scratch_cnt);
+		return;
+	}
+	for (unsigned int i = 0; i < kho_scratch_cnt; i++) {
+		memcpy(&was, areas + i * sizeof(was), sizeof(was));
+		if (was.addr != kho_scratch[i].addr || was.size != kho_scratch[i].size)
+			verdict_fail("scratch area %u is 0x%lx+0x%lx, the previous kernel had 0x%lx+0x%lx", i,
+				     kho_scratch[i].addr, kho_scratch[i].size, was.addr, was.size);
+	}
+}
+
 bool test_areas_restore(u64 *seed)
 {
 	void *fdt;
@@ -168,6 +188,7 @@ bool test_areas_restore(u64 *seed)
 	else
 		contents_ok("payload of sub-tree " TEST_AREAS_SUBTREE, make_pattern(*seed, PATTERN_PAYLOAD), payload, len,
 			    virt_to_phys(payload));
+	verify_scratch(fdt);
 	for (unsigned int i = 0; i < ARRAY_SIZE(kinds); i++)
 		restore_area(fdt, i, *seed);
 	verify_regions(fdt);
@@ -216,6 +237,7 @@ static int write_fdt(u64 seed)
 	fdt_property_u64(&w, "seed", seed);
 	fdt_property_u32(&w, "generation", kernel_generation());
 	fdt_property(&w, "payload", payload, sizeof(payload));
+	fdt_property(&w, "scratch", kho_scratch, kho_scratch_cnt * (u32)sizeof(*kho_scratch));
 	for (unsigned int i = 0; i < ARRAY_SIZE(kinds); i++) {
 		fdt_begin_node(&w, kinds[i].node);
 		fdt_property(&w, "info", &saved.info[i], sizeof(saved.info[i]));

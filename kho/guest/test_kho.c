@@ -275,22 +275,66 @@ static int test_kho_init(void)
 		pr_info("KHO restore succeeded\n");
 	else
 		pr_err("KHO restore failed\n");
-	if (!ok)
+	if (!ok && !verdict_failed())
 		verdict_fail("the KHO test failed");
 	return 0;
 }
 device_initcall(test_kho_init);
 
+/* ---- negative controls ---- */
+
+static bool breaks_order(const char *name, unsigned int order, u64 *n)
+{
+	char class[16];
+
+	scnprintf(class, sizeof(class), "%s%u", name, order);
+	return breaks(class, n);
+}
+
+/* The folio that `break=NAME<order>:N` asks for: the Nth of that order. False if none is asked for, or if there are not
+ * so many, which is an error. */
+static bool broken_folio(const struct test_data *data, const char *name, u32 *found)
+{
+	for (unsigned int order = 0; order < NR_ORDERS; order++) {
+		u64 n;
+
+		if (!breaks_order(name, order, &n))
+			continue;
+		for (u32 i = 0; i < data->nr_folios; i++) {
+			if (entry_order(data->list[i]) == order && !n--) {
+				*found = i;
+				return true;
+			}
+		}
+		verdict_fail("break=%s%u: there are only %u folios", name, order, data->nr_folios);
+	}
+	return false;
+}
+
 /* ---- save ---- */
 
-static struct folio *alloc_folio(u64 bytes_left)
+/* The order of which `break=` wants a folio that is not there yet; NR_ORDERS if there is none. */
+static unsigned int wanted_order(u32 nr_folios)
+{
+	for (unsigned int order = 0; order < NR_ORDERS; order++) {
+		u64 n;
+
+		if (breaks_order("folio", order, &n) || breaks_order("corrupt", order, &n))
+			return nr_folios <= n ? order : NR_ORDERS;
+	}
+	return NR_ORDERS;
+}
+
+static struct folio *alloc_folio(u32 nr_folios, u64 bytes_left)
 {
 	unsigned int order = (unsigned int)fixed_order;
 	struct folio *folio;
 
 	if (fixed_order < NR_ORDERS)
 		return folio_alloc(GFP_KERNEL, order);
-	order = (unsigned int)get_random_below(NR_ORDERS);
+	order = wanted_order(nr_folios);
+	if (order == NR_ORDERS)
+		order = (unsigned int)get_random_below(NR_ORDERS);
 	while (PAGE_SIZE << order > bytes_left)
 		order--;
 	while (!(folio = folio_alloc(GFP_KERNEL | __GFP_NOWARN, order)) && order)
@@ -315,7 +359,7 @@ static int alloc_folios(struct test_data *data)
 		return -ENOMEM;
 	data->list = list;
 	while (left) {
-		struct folio *folio = alloc_folio(left);
+		struct folio *folio = alloc_folio(data->nr_folios, left);
 
 		if (!folio)
 			goto undo;
@@ -431,28 +475,7 @@ free_folios:
 	return err;
 }
 
-/* ---- negative controls ---- */
-
-/* The folio that "NAME<order>" of the class asks for; false if no such class is asked for. */
-static bool broken_folio(const struct test_data *data, const char *name, u32 *found)
-{
-	for (unsigned int order = 0; order < NR_ORDERS; order++) {
-		char class[16];
-		u64 n;
-
-		scnprintf(class, sizeof(class), "%s%u", name, order);
-		if (!breaks(class, &n))
-			continue;
-		for (u32 i = 0; i < data->nr_folios; i++) {
-			if (entry_order(data->list[i]) == order && !n--) {
-				*found = i;
-				return true;
-			}
-		}
-		verdict_fail("break=%s: there are not so many folios of that order", class);
-	}
-	return false;
-}
+/* ---- what is done wrong on purpose ---- */
 
 static void leave_out_folio(const struct test_data *data)
 {
@@ -466,12 +489,13 @@ static void leave_out_folio(const struct test_data *data)
 }
 
 /* Before the jump, when the folios are complete and nobody looks at them any more. */
-static void corrupt_folio(void)
+static void break_before_jump(void)
 {
 	phys_addr_t phys;
 	u32 i;
 
 	test_areas_break();
+	test_tree_break();
 	if (!broken_folio(&saved, "corrupt", &i))
 		return;
 	phys = entry_phys(saved.list[i]) + (PAGE_SIZE << entry_order(saved.list[i])) - 0x123;
@@ -480,11 +504,12 @@ static void corrupt_folio(void)
 	*(u8 *)phys_to_virt(phys) ^= 0x10;
 }
 
-static struct shutdown_hook before_jump = { .name = "test_kho", .fn = corrupt_folio };
+static struct shutdown_hook before_jump = { .name = "test_kho", .fn = break_before_jump };
 
 void test_kho_save(void)
 {
 	u64 seed = get_random_u64();
+	u32 unused;
 	int err;
 
 	if (!enabled || !kho_is_enabled())
@@ -500,5 +525,6 @@ void test_kho_save(void)
 		return;
 	}
 	leave_out_folio(&saved);
+	broken_folio(&saved, "corrupt", &unused);	/* is it there? */
 	register_shutdown(&before_jump);
 }

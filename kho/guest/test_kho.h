@@ -3,6 +3,7 @@
  */
 #pragma once
 #include "../../kernels/include/types.h"
+#include "abi.h"
 
 #define TEST_KHO_SUBTREE	"kho_test"
 #define TEST_KHO_COMPATIBLE	"kho-test-v1"
@@ -18,6 +19,11 @@ bool test_areas_restore(u64 *seed);
 int test_areas_save(u64 seed);
 /* Negative controls that act between saving and the jump. */
 void test_areas_break(void);
+
+/* The same in the tree (test_break.c). */
+void test_tree_break(void);
+/* The array for the next kernel: kho_scratch, or one that is wrong. */
+const struct kho_scratch *test_scratch_break(void);
 
 /* An FDT of this compatible string in the sub-tree: 0, -ENOENT, or -EINVAL with the reason in the verdict. */
 int test_retrieve_fdt(const char *name, const char *compatible, void **fdt);

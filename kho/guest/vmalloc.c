@@ -11,6 +11,7 @@
 #include "kho_internal.h"
 #include "errno.h"
 #include "panic.h"
+#include "printk.h"
 #include "string.h"
 
 #define SLOTS	ARRAY_SIZE(((struct kho_vmalloc_chunk *)0)->phys)
@@ -92,6 +93,15 @@ void kho_unpreserve_vmalloc(struct kho_vmalloc *desc)
 
 /* ---- restoring ---- */
 
+static bool block_preserved(u64 phys, unsigned int order)
+{
+	bool ok = kho_are_preserved(claim(phys), 1UL << order);
+
+	if (!ok)
+		pr_err("block at 0x%lx of a vmalloc area was not preserved\n", phys);
+	return ok;
+}
+
 /* Whether the chain has the pages it says, all of them preserved. Bounded by total_pages: every chunk but the last
  * has a block. */
 static bool chain_ok(const struct kho_vmalloc *desc)
@@ -109,7 +119,7 @@ static bool chain_ok(const struct kho_vmalloc *desc)
 			return false;
 		chunk = phys_to_virt(at.value);
 		for (blocks = 0; blocks < SLOTS && chunk->phys[blocks]; blocks++)
-			if (blocks == left || !kho_are_preserved(claim(chunk->phys[blocks]), 1UL << desc->order))
+			if (blocks == left || !block_preserved(chunk->phys[blocks], desc->order))
 				return false;
 		if (!blocks && chunk->next)
 			return false;
