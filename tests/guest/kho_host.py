@@ -55,8 +55,9 @@ class Ram:
     """Physical memory from address 0: a file in memory. Also what `kho` reads from the host's side."""
 
     def __init__(self, size: int, ranges: Sequence[tuple[int, int]] | None = None) -> None:
+        """`ranges` is what of it is RAM, as (start, end)."""
         self.size = size
-        self.ranges = list(ranges or [(0, 0x9F000), (MIB, size - MIB)])
+        self.ranges = list(ranges or [(0, 0x9F000), (MIB, size)])
         self.fd = os.memfd_create("ram")
         os.ftruncate(self.fd, size)
         self.map = mmap.mmap(self.fd, size)
@@ -130,9 +131,9 @@ class Kernel:
         """The page allocator takes pages from `pages`, (start, end)."""
         self.ram = ram
         self.lib = Library(library)
-        flat = [value for r in ram.ranges for value in r]
-        start, end = pages or (2 * MIB, ram.size)
-        if self.lib.host_start(ram.fd, ram.size, (_U64 * len(flat))(*flat), len(ram.ranges), start, end):
+        flat = [value for start, end in ram.ranges for value in (start, end - start)]
+        first, last = pages or (2 * MIB, ram.size)
+        if self.lib.host_start(ram.fd, ram.size, (_U64 * len(flat))(*flat), len(ram.ranges), first, last):
             raise OSError("no room for the direct map in this process")
 
     def close(self) -> None:
@@ -225,6 +226,28 @@ class Kernel:
         """Physical address of a pointer into the direct map."""
         assert DIRECT_MAP <= pointer < DIRECT_MAP + self.ram.size, f"{pointer:#x} is not in the direct map"
         return pointer - DIRECT_MAP
+
+
+class Guarded:
+    """Bytes that end where a page begins that nobody may touch: reading or writing behind them kills the process."""
+
+    def __init__(self, capacity: int) -> None:
+        self._size = -(-capacity // PAGE) * PAGE
+        self._map = mmap.mmap(-1, self._size + PAGE)
+        self._start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.mprotect(ctypes.c_void_p(self._start + self._size), ctypes.c_size_t(PAGE), 0):
+            raise OSError(ctypes.get_errno(), "mprotect")
+
+    def put(self, data: bytes) -> int:
+        """Address of the data, which end at the guard."""
+        at = self._start + self._size - len(data)
+        ctypes.memmove(at, data, len(data))
+        return at
+
+    def get(self, size: int) -> bytes:
+        """The last `size` bytes."""
+        return ctypes.string_at(self._start + self._size - size, size)
 
 
 def error_of(pointer: int) -> int:
