@@ -129,11 +129,11 @@ static int read_member(struct archive *a, struct member *m)
 	if (component_too_long(m->name))
 		return malformed(at, "a part of the name is longer than 255 bytes");
 
-	at = ALIGN_UP(at + name_size, 4);
-	if (at > a->size || m->field[FILE_SIZE] > a->size - at)
+	/* Padding that was cut off is missed by nobody but a member that follows. */
+	at = min(ALIGN_UP(at + name_size, 4), a->size);
+	if (m->field[FILE_SIZE] > a->size - at)
 		return malformed(m->at, "the contents go beyond the archive");
 	m->contents = a->data + at;
-	/* Padding that was cut off is missed by nobody but a member that follows. */
 	a->at = min(ALIGN_UP(at + m->field[FILE_SIZE], 4), a->size);
 	return 0;
 }

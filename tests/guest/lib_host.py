@@ -24,7 +24,12 @@ HOSTED = build.Target(
     name="test-lib",
     output="build/tests/liblib.so",
     sources=SOURCES,
-    inputs=("kernels/include/*.h", "kernels/releases/*.h", "tests/guest/hosted/*.h", "tests/guest/lib_host.ld"),
+    inputs=(
+        "kernels/include/*.h",
+        "kernels/releases/*.h",
+        "tests/guest/hosted/*.h",
+        "tests/guest/lib_host.ld",
+    ),
     flags=FLAGS,
 )
 COMMAND_LINE_MAX = 2047
@@ -67,7 +72,8 @@ class Lib:
     def format(self, fmt: str, *args: int | bytes | None, room: int = 512) -> bytes:
         """What snprintf() leaves in `room` bytes; checks its result and that it kept to them."""
         values = [
-            ctypes.c_char_p(a) if a is None or isinstance(a, bytes) else ctypes.c_uint64(a % 2**64) for a in args
+            ctypes.c_char_p(a) if a is None or isinstance(a, bytes) else ctypes.c_uint64(a % 2**64)
+            for a in args
         ]
         buf = ctypes.create_string_buffer(b"\xee" * (room + 16), room + 16)
         n = self.c.snprintf(buf, ctypes.c_size_t(room), fmt.encode(), *values)
@@ -112,8 +118,8 @@ class Lib:
     # ---- files
 
     def unpack(self, archive: bytes) -> int:
-        """Unpack into an empty tree. The archive ends at the end of a page and the next one is not there, so that
-        a read beyond it is a crash."""
+        """Unpack into an empty tree. The archive ends where readable memory ends: a read beyond it is a
+        crash."""
         self.c.host_new_tree()
         self._archive = Fenced(archive)
         return int(self.c.cpio_unpack(self._archive.address, len(archive)))

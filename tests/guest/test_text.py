@@ -1,5 +1,5 @@
-"""lib/vsprintf.c, lib/kstrtox.c, lib/string.c and kernel/printk.c against the C library, Python and the rules of
-Linux.
+"""lib/vsprintf.c, lib/kstrtox.c, lib/string.c and kernel/printk.c against the C library, Python and the
+rules of Linux.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ TEXT = st.binary(max_size=30).filter(lambda b: 0 not in b)
 def test_strings_are_formatted_like_the_c_library_does(
     text: bytes, left: bool, width: int, precision: int | None
 ) -> None:
-    fmt = "%" + "-" * left + (str(width) if width else "") + (f".{precision}" if precision is not None else "")
+    fmt = (
+        "%" + "-" * left + (str(width) if width else "") + (f".{precision}" if precision is not None else "")
+    )
     fmt += "s|%c"
     assert load().format(fmt, text, 65) == libc_format(fmt, text, 65)
 
@@ -131,7 +133,10 @@ def test_sizes(text: bytes, value: int, rest: bytes) -> None:
     assert memparse(text) == (value, rest)
 
 
-@given(st.integers(0, 2**64 - 1), st.sampled_from([("%d", 0), ("0x%x", 0), ("0x%X", 16), ("%x", 16), ("0%o", 0), ("%d", 10)]))
+@given(
+    st.integers(0, 2**64 - 1),
+    st.sampled_from([("%d", 0), ("0x%x", 0), ("0x%X", 16), ("%x", 16), ("0%o", 0), ("%d", 10)]),
+)
 def test_numbers_are_read_back(value: int, form: tuple[str, int]) -> None:
     out = ctypes.c_uint64()
     text = (form[0] % value).encode()
@@ -262,11 +267,19 @@ def say(*messages: bytes, options: bytes = b"") -> str:
 
 @pytest.mark.parametrize(
     "options, shown",
-    [(b"", "0123456"), (b"quiet", "0123"), (b"loglevel=8", "01234567"), (b"loglevel=0", ""), (b"debug", "01234567"),
-     (b"quiet loglevel=5", "01234")],
-)  # fmt: skip
+    [
+        (b"", "0123456"),
+        (b"quiet", "0123"),
+        (b"loglevel=8", "01234567"),
+        (b"loglevel=0", ""),
+        (b"debug", "01234567"),
+        (b"quiet loglevel=5", "01234"),
+    ],
+)
 def test_a_level_decides_what_is_shown(options: bytes, shown: str) -> None:
-    assert say(*(b"\x01%d%d\n" % (i, i) for i in range(8)), options=options) == "".join(f"{c}\n" for c in shown)
+    assert say(*(b"\x01%d%d\n" % (i, i) for i in range(8)), options=options) == "".join(
+        f"{c}\n" for c in shown
+    )
 
 
 def test_a_message_without_level_is_a_warning() -> None:
