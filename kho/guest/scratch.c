@@ -17,6 +17,7 @@
 
 #define NR_NODES	1
 #define PERCENT_DIGITS	10
+#define KERNELS_FROM	(32 * MIB)	/* no kernel asks to be loaded higher; below it scratch could be of no use */
 
 struct kho_scratch *kho_scratch;
 unsigned int kho_scratch_cnt;
@@ -102,8 +103,11 @@ static bool reserve_area(struct kho_scratch *area, u64 size, phys_addr_t end)
 		return false;
 	area->size = ALIGN_UP(size, KHO_SCRATCH_ALIGN);
 	area->addr = free_end;
-	if (area->size)
-		area->addr = memblock_phys_alloc_range(area->size, KHO_SCRATCH_ALIGN, 0, end);
+	if (area->size) {
+		area->addr = memblock_phys_alloc_range(area->size, KHO_SCRATCH_ALIGN, KERNELS_FROM, end);
+		if (!area->addr)
+			area->addr = memblock_phys_alloc_range(area->size, KHO_SCRATCH_ALIGN, 0, end);
+	}
 	free_end = area->addr + area->size;
 	return area->addr != 0;
 }
