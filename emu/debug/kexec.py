@@ -92,18 +92,18 @@ def refused(m: Machine, image: Image) -> Refused | None:
     return Refused(segment, start, size, region[24:56], head[56:88])
 
 
-def read(m: Machine, address: int, elf: Path | None = None) -> Image:
-    """The image at this virtual address. ``elf`` is the running kernel's, if it is known. Raises
-    UnknownImage, and ImageError if the ELF file is damaged."""
+def read(m: Machine, address: int, elf: Path | Layouts | None = None) -> Image:
+    """The image at this virtual address. ``elf`` is the running kernel's, or what was read of it, if it is
+    known. Raises UnknownImage, and ImageError if the ELF file is damaged."""
     ours = _ours(elf)
     return _read_linux(m, address) if ours is None else _read_ours(m, address, *ours)
 
 
-def _ours(elf: Path | None) -> tuple[Structure, Structure] | None:
+def _ours(elf: Path | Layouts | None) -> tuple[Structure, Structure] | None:
     """Layouts of kimage and of its segments; None if the kernel is another's, or has no debug information."""
     if elf is None:
         return None
-    layouts = Layouts.read(elf)
+    layouts = Layouts.read(elf) if isinstance(elf, Path) else elf
     if "kimage" not in layouts or not _OURS.issubset(layouts.struct("kimage").members):
         return None
     return layouts.struct("kimage"), layouts.struct("kexec_segment")

@@ -17,6 +17,7 @@ from elftools.construct import ConstructError
 from elftools.elf.elffile import ELFFile
 
 from emu.errors import ImageError
+from emu.files import read_file
 
 _DAMAGE = (ELFError, DWARFError, ConstructError, ValueError, LookupError, OverflowError, OSError, TypeError,
            AttributeError, AssertionError)  # fmt: skip
@@ -66,25 +67,18 @@ class Layouts:
     def __init__(self, data: bytes, where: str = "") -> None:
         self._where = where
         self._known: dict[str, Structure] = {}
+        self._constants: dict[str, int] = {}
         self._units = self._scan(data)
 
     @classmethod
     def read(cls, path: Path) -> Layouts:
         """From an ELF file. Raises ImageError if it cannot be read."""
-        try:
-            return cls(path.read_bytes(), str(path))
-        except OSError as e:
-            raise ImageError(f"cannot be read: {e.strerror}", str(path)) from None
+        return cls(read_file(path), str(path))
 
     def struct(self, name: str) -> Structure:
         """The structure of this name. Raises UnknownStructure, and ImageError for damaged information."""
         while name not in self._known:
-            try:
-                next(self._units)
-            except StopIteration:
-                raise UnknownStructure(f"the debug information has no struct {name}", self._where) from None
-            except _DAMAGE as e:
-                raise ImageError(f"malformed debug information: {e}", self._where) from None
+            self._advance(f"struct {name}")
         return self._known[name]
 
     def __contains__(self, name: str) -> bool:
@@ -93,6 +87,12 @@ class Layouts:
         except ImageError:
             return False
         return True
+
+    def constant(self, name: str) -> int:
+        """Value of an enumerator. Raises UnknownStructure."""
+        while name not in self._constants:
+            self._advance(f"enumerator {name}")
+        return self._constants[name]
 
     def offset(self, struct: str, path: str) -> int:
         """Offset of a member of a member …: ``offset("memblock", "reserved.cnt")``. UnknownStructure."""
@@ -103,6 +103,14 @@ class Layouts:
         return at
 
     # ---- reading -------------------------------------------------------------------------------
+
+    def _advance(self, wanted: str) -> None:
+        try:
+            next(self._units)
+        except StopIteration:
+            raise UnknownStructure(f"the debug information has no {wanted}", self._where) from None
+        except _DAMAGE as e:
+            raise ImageError(f"malformed debug information: {e}", self._where) from None
 
     def _scan(self, data: bytes) -> Iterator[None]:
         elf = ELFFile(io.BytesIO(data))
@@ -115,6 +123,9 @@ class Layouts:
                     if name and name not in self._known and "DW_AT_declaration" not in die.attributes:
                         members = dict(_members(die, 0, 0))
                         self._known[name] = Structure(name, _value(die, "DW_AT_byte_size"), members)
+                elif die.tag == "DW_TAG_enumeration_type":
+                    for child in die.iter_children():
+                        self._constants.setdefault(_name(child), _value(child, "DW_AT_const_value"))
             yield
 
 

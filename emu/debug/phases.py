@@ -1,9 +1,11 @@
-"""Phases of a live update, observed from function entries without changing the run.
+"""Phases of a live update, observed without changing the run.
 
-A phase begins at the entry of a function that its kernel's symbols name, and lasts until the next
-one begins or the CPU returns to user mode. The initcalls of KHO and LUO last until the next initcall;
-what a kernel does in between on its way to user space is `cold-boot` in the first one, and in one
-started by kexec `adopt` until LUO's early initcall, then `ready`.
+A phase begins at the entry of a function that its kernel's symbols name, or at a probe of one of the
+project's kernels, and lasts until the next one begins or the CPU returns to user mode. The initcalls of KHO
+and LUO last until the next initcall; what a kernel does in between on its way to user space is `cold-boot`
+in the first one, and in one started by kexec `adopt` until LUO's early initcall, then `ready`.
+
+What a kernel without user space does instead of it, in its init thread, is `userspace` too.
 
 Names and numbers are those of the project's table of phases (docs/phases.md): P1 cold-boot to P22
 steady, and `userspace` for everything else. A run is partitioned: every instruction is in exactly
@@ -15,10 +17,11 @@ of `kho_memory_init` in the new one; F, after `memblock_free_all` there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from emu.debug.symbols import Symbols
+from emu.debug import guest
+from emu.debug.release import Kernel
 from emu.machine import Machine
 
 NAMES = {
@@ -76,6 +79,20 @@ _ENTRIES: dict[str, tuple[str | None, str | None]] = {
 _AFTER_FREE = ("mem_init", "kmem_cache_init")
 """Called right after memblock_free_all: the first one that the kernel has marks moment F."""
 
+_PROBES: dict[str, str] = {
+    # event of a kernel of the project: the function of Linux whose entry means the same
+    "kho:init": "kho_init",
+    "kexec:file_load": "__x64_sys_kexec_file_load",
+    "kexec:reboot": "kernel_kexec",
+    "kexec:shutdown": "kernel_restart_prepare",
+    "kexec:jump": "machine_kexec",
+    "kho:populate": "kho_populate",
+    "boot:memblock_setup": "e820__memblock_setup",
+    "kho:memory_init": "kho_memory_init",
+    "initcall:begin": "do_one_initcall",
+}
+_FREED, _INIT, _PRESERVE, _SAVED = "mm:free_all_done", "init:begin", "kho:preserve", "test_kho:saved"
+
 
 @dataclass
 class Record:
@@ -113,8 +130,8 @@ class Jump:
 
     generation: int
     """of the kernel that was left"""
-    user_left: int = 0
-    user_entered: int = 0
+    left: int = 0
+    """tick: the last user instruction, or the reboot request of a kernel without user space"""
     idle_before: int = 0
     blackout_instructions: int = 0
     blackout_ticks: int = 0
@@ -129,12 +146,12 @@ before the instruction."""
 class PhaseObserver:
     """Follows a machine through its phases.
 
-    ``symbols`` of generation n is ``symbols[min(n, last)]``; a kernel without symbols is one long
-    phase, and its update is seen by nothing but its output.
+    The kernel of generation n is ``kernels[min(n, last)]``; one without symbols is one long phase, and
+    its update is seen by nothing but its output.
     """
 
     machine: Machine
-    symbols: list[Symbols | None]
+    kernels: Sequence[Kernel]
     on_moment: Moment | None = None
     on_phase: Callable[[Record], None] | None = None
     records: list[Record] = field(default_factory=list)
@@ -146,7 +163,11 @@ class PhaseObserver:
     _finished: bool = False
     _user: str = "userspace"
     _awaiting_user: bool = False
-    _skipped: int = 0
+    _awaiting_entry: bool = False
+    """The jump goes on: what happens at an address of the next kernel is not the next kernel yet."""
+    _had_user: bool = False
+    _requested: tuple[int, int] | None = None
+    """tick and idle ticks of the reboot request"""
 
     def __post_init__(self) -> None:
         self._begin("P1")
@@ -156,21 +177,38 @@ class PhaseObserver:
 
     # ---- probes --------------------------------------------------------------------------------
 
-    def _current(self) -> Symbols | None:
-        return self.symbols[min(self.generation, len(self.symbols) - 1)] if self.symbols else None
+    @property
+    def kernel(self) -> Kernel:
+        """The kernel that runs."""
+        return self.kernels[min(self.generation, len(self.kernels) - 1)]
 
     def _install(self) -> None:
         for address, handler in self._installed:
             self.machine.unprobe(address, handler)
         self._installed = []
-        symbols = self._current()
+        kernel = self.kernel
+        symbols = kernel.symbols
         if symbols is None:
             return
+        announced = {name: event for event, name in _PROBES.items() if event in kernel.probes}
         for name, phases in _ENTRIES.items():
+            handler = self._entry(name, phases)
+            if name in announced:
+                for probe in kernel.probes.at(announced[name]):
+                    self._add(probe.address, handler)
+                continue
             at = symbols.address(name)
             if at is not None:
-                self._add(at, self._entry(name, phases))
-        for name in _AFTER_FREE:
+                self._add(at, handler)
+        for event, method in (
+            (_FREED, self._after_free),
+            (_INIT, self._init_thread),
+            (_PRESERVE, self._preserves),
+            (_SAVED, self._saved),
+        ):
+            for probe in kernel.probes.at(event):
+                self._add(probe.address, method)
+        for name in _AFTER_FREE if _FREED not in kernel.probes else ():
             at = symbols.address(name)
             if at is not None:
                 self._add(at, self._after_free)
@@ -185,9 +223,15 @@ class PhaseObserver:
     ) -> Callable[[Machine, int], bool | None]:
         def entered(machine: Machine, address: int) -> None:
             phase: str | None = phases[1 if self.generation else 0]
+            if self._awaiting_entry:
+                return
             if name == "machine_kexec":
                 self._jump(machine)
                 return
+            if name == "kernel_kexec":
+                self._requested = machine.ticks, machine.ticks - machine.instructions
+            if name == "__x64_sys_kexec_file_load" and self.kernel.own:
+                self._until_return(machine, self.records[-1].id)
             if name == "kho_populate":
                 self._populated = True
             if name == "kho_memory_init":
@@ -211,27 +255,60 @@ class PhaseObserver:
         return entered
 
     def _after_free(self, machine: Machine, address: int) -> None:
-        if self.generation and self.on_moment is not None:
+        if self.generation and not self._awaiting_entry and self.on_moment is not None:
             self.on_moment(machine, "F", self.generation)
+
+    def _init_thread(self, machine: Machine, address: int) -> None:
+        """A kernel of the project has started. If it has user space, the blackout ends there and not here."""
+        if not self._awaiting_entry:
+            self._end_blackout(machine.ticks, machine.ticks - machine.instructions)
+            self._begin(self._user)
+
+    def _preserves(self, machine: Machine, address: int) -> None:
+        if self.records[-1].id == self._user:
+            self._begin("P6")
+
+    def _saved(self, machine: Machine, address: int) -> None:
+        if self.records[-1].id == "P6":
+            self._begin(self._user)
+
+    def _until_return(self, machine: Machine, before: str) -> None:
+        """The phase that begins now is over when the function returns; its frame pointer is set."""
+        try:
+            back = guest.u64(machine, machine.cpus[0].registers()["rbp"] + 8)
+        except guest.NotMapped:
+            return
+
+        def returned(machine: Machine, address: int) -> None:
+            self._installed.remove((back, returned))
+            machine.unprobe(back, returned)
+            if self.records[-1].id == "P7":
+                self._begin(before)
+
+        self._add(back, returned)
 
     def _jump(self, machine: Machine) -> None:
         self._begin("P11")
         header = machine.cpus[0].header
-        idle = machine.ticks - machine.instructions
-        self.jumps.append(Jump(self.generation, int(header.user_left), idle_before=idle))
+        jump = Jump(self.generation, int(header.user_left), machine.ticks - machine.instructions)
+        if not self._had_user and self._requested is not None:
+            jump.left, jump.idle_before = self._requested
+        self.jumps.append(jump)
         header.user_entered = (1 << 64) - 1
         self._awaiting_user = True
         self.generation += 1
-        self._populated = self._deserialized = self._finished = False
-        self._user = "userspace"
+        self._populated = self._deserialized = self._finished = self._had_user = False
+        self._user, self._requested = "userspace", None
         self._install()
         if self.on_moment is not None:
             self.on_moment(machine, "J", self.generation - 1)
 
     def next_entry(self, address: int) -> None:
         """The next kernel's first instruction will be at this physical (identity mapped) address."""
+        self._awaiting_entry = True
 
         def entered(machine: Machine, at: int) -> None:
+            self._awaiting_entry = False
             if self.records[-1].id == "P11":
                 self._begin("P12")
 
@@ -240,18 +317,22 @@ class PhaseObserver:
     # ---- records -------------------------------------------------------------------------------
 
     def _entered_user(self, machine: Machine) -> None:
+        self._had_user = True
         if self._awaiting_user:
             self._awaiting_user = False
-            jump = self.jumps[-1]
-            jump.user_entered = int(machine.cpus[0].header.user_entered)
-            jump.blackout_ticks = jump.user_entered - jump.user_left
-            idle = machine.ticks - machine.instructions - jump.idle_before
-            jump.blackout_instructions = jump.blackout_ticks - idle
+            idle = machine.ticks - machine.instructions
+            self._end_blackout(int(machine.cpus[0].header.user_entered), idle)
         if self._finished:
             self._user = "P22"
         # The instruction that enters user mode is still the kernel's.
         machine.watch_user(None)
         self._begin(self._user)
+
+    def _end_blackout(self, tick: int, idle: int) -> None:
+        if self.jumps:
+            jump = self.jumps[-1]
+            jump.blackout_ticks = tick - jump.left
+            jump.blackout_instructions = jump.blackout_ticks - (idle - jump.idle_before)
 
     def _begin(self, phase: str) -> None:
         """Start a phase now. The jump belongs to the old kernel until the new one is entered."""

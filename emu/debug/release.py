@@ -23,6 +23,7 @@ from emu.debug.layout import Layouts
 from emu.debug.sdt import DAMAGE, Probes
 from emu.debug.symbols import Symbols
 from emu.errors import ImageError
+from emu.files import read_file
 from kernels import bzimage
 
 RELEASES = ("old", "new")
@@ -36,7 +37,7 @@ _ALLOCATED, _CODE, _CODE_ONLY = 2, 5, 4
 """Flags of a section: takes memory; writable or executable, executable and not writable."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kernel:
     """``name`` is what it was called by; ``image`` what is booted; ``elf`` the bytes of its ELF file, empty
     if there is none. ``own`` says that it is one of the project's, which announces events by probes."""
@@ -60,13 +61,13 @@ class Kernel:
                 path = kernels.binary(f"{text}.bzImage")
             except FileNotFoundError as e:
                 raise ImageError(str(e), text) from None
-        image = _read(path)
+        image = read_file(path)
         if not observe:
             return cls(str(text), path, image)
         elf_path = symbols
         if elf_path is None:
             elf_path = _elf_of(path, image)
-        elf = b"" if elf_path is None else _read(elf_path)
+        elf = b"" if elf_path is None else read_file(elf_path)
         if elf[:4] == b"\x7fELF" and elf_path is not None:
             probes = Probes.parse(elf, str(elf_path))
             if _OWN_EVENT in probes:
@@ -110,7 +111,7 @@ class Kernel:
         if not elf and self.image[:4] == b"\x7fELF":
             elf, where = self.image, self.path
         if not elf and (vmlinux := self.path.with_name("vmlinux")).is_file():
-            elf, where = _read(vmlinux), vmlinux
+            elf, where = read_file(vmlinux), vmlinux
         return accepted_formats(elf, str(where or self.path)) if elf else {}
 
 
@@ -157,13 +158,6 @@ def _strings(kinds: Iterable[str], sections: Iterable[bytes]) -> dict[str, tuple
 # ---- files -----------------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as e:
-        raise ImageError(f"cannot be read: {e.strerror}", str(path)) from None
-
-
 def _elf_of(path: Path, image: bytes) -> Path | None:
     """The ELF file of a kernel: itself, the one beside it, or that of the release it is a copy of."""
     if image[:4] == b"\x7fELF":
@@ -173,7 +167,7 @@ def _elf_of(path: Path, image: bytes) -> Path | None:
         return beside
     if _is_own_image(image):
         for elf in sorted(kernels.BIN_DIR.glob("*.elf")):
-            if _belong_together(image, _read(elf)):
+            if _belong_together(image, read_file(elf)):
                 return elf
     return None
 

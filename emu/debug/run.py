@@ -28,24 +28,37 @@ from emu.debug.output import (
     size,
 )
 from emu.debug.phases import NAMES, Record
+from emu.debug.release import RELEASES
 from emu.debug.update import MAX_INSTRUCTIONS, Options, Result, Update, split_command
 from emu.errors import ConfigError, EmuError, ImageError
 from emu.files import read_file
 from emu.initproto import Transcript
 from emu.machine import Machine, Stop, StopKind
+from kho.abi import MAX_PAGE_ORDER
 
 EXAMPLE = """\
-example: one update of a Linux that preserves a memfd in a session
-  luemu run --old bzImage --new bzImage --file ./lu:/bin/lu \\
+examples
+  luemu run                             the project's own kernels: release old updates to release new
+  luemu run --updates 10 --preserve 64M --scratch 64M,0,0
+                                        ten updates, old and new by turns, 64 MiB handed over each time
+  luemu run --old new --new old --new old
+                                        two updates, by names: new to old, old to old
+  luemu run --old bzImage --file ./lu:/bin/lu \\
             --before 'lu s1 S:one F:0x1:4K:all' --after 'lu s2 S:one F:0x1:4K:all'
+                                        a Linux that preserves a memfd in a session
 
---before and --after may be given several times; each CMD is split like shell words and run without
-a shell, as root, with PATH=/bin:/sbin. --old and --new take a bzImage or an ELF file; symbols are
-read from System.map or vmlinux beside it. WHEN is a phase (P9), an instruction number, or a moment:
-J (the old kernel jumps), K (the new one adopts memory), F (it has freed the rest).
+--old and --new take the name of a release (old, new), a bzImage or an ELF file, of both kinds of kernel.
+Symbols are read from the ELF file, System.map or vmlinux beside the kernel. --before and --after may be given
+several times; each CMD is split like shell words and run without a shell, as root, with PATH=/bin:/sbin. WHEN
+is a phase (P9), an instruction number, or a moment: J (the old kernel jumps), K (the new one adopts memory),
+F (it has freed the rest).
 """
+DEFAULT_OLD, DEFAULT_NEW = RELEASES
 _INTERACTIVE_SLICE = 5_000_000
 _MOMENTS = ("J", "K", "F")
+UPDATES_SHOWN_MAX = 2
+"""A chain of more updates is shown as a table, unless -v wants everything."""
+VIOLATIONS_SHOWN_MAX = 20
 
 
 def add_parser(subparsers: Any) -> None:
@@ -53,24 +66,34 @@ def add_parser(subparsers: Any) -> None:
     p = subparsers.add_parser(
         "run",
         help="perform a live update and verify it",
-        description="Boot the old kernel, update to the new one, verify what crossed.",
+        description="Boot the old kernel, update to the new one, verify what crossed. Without arguments: the "
+        "project's own kernels.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     a = p.add_argument
-    a("--old", metavar="KERNEL", help="bzImage or ELF of the kernel that is replaced")
-    a("--new", metavar="KERNEL", help="the kernel that replaces it (default: the same)")
+    a("--old", metavar="KERNEL", help="release, bzImage or ELF of the kernel that is replaced")
+    a(
+        "--new",
+        action="append",
+        default=[],
+        metavar="KERNEL",
+        help="the kernel that replaces it (default: the same); once for each update, or old and new by turns",
+    )
     a("--symbols", metavar="FILE", help="System.map or ELF with the symbols of both kernels")
     a("--old-symbols", metavar="FILE", help="the same for the old kernel only")
     a("--new-symbols", metavar="FILE", help="the same for the new kernel only")
     a("--memory", default="512M", metavar="SIZE", help="RAM of the machine (default 512M)")
     a("--cmdline", default="", metavar="TEXT", help="added to the kernels' command line")
+    a("--preserve", metavar="SIZE", help="hand over that much test memory (test_kho.max_mem=)")
+    a("--preserve-order", metavar="N", help="all of it in folios of 2^N pages (test_kho.order=)")
+    a("--scratch", metavar="L,G,N", help="sizes of the scratch areas: low, global, node (kho_scratch=)")
     a("--before", action="append", default=[], metavar="CMD", help="run this before each update")
     a("--after", action="append", default=[], metavar="CMD", help="run this after each update")
     a("--file", action="append", default=[], metavar="HOST:GUEST", help="put a host file into the machine")
     a("--no-libs", action="store_true", help="do not add the libraries that programs need")
     a("--initramfs", metavar="FILE", help="a cpio archive to begin with")
-    a("--updates", default="1", metavar="N", help="how many updates in a row (default 1; 0: only --before)")
+    a("--updates", metavar="N", help="how many updates in a row (default 1, or one for each --new; 0: none)")
     a("--interactive", action="store_true", help="a shell on the console, on this terminal")
     a("--record-input", metavar="FILE", help="write what is typed, with its ticks")
     a("--replay-input", metavar="FILE", help="type what was recorded, at the same ticks")
@@ -99,18 +122,17 @@ def _when(text: str, option: str) -> tuple[str, Path]:
 
 def options(args: argparse.Namespace) -> Options:
     """Options of the command line. Raises UsageError."""
-    if args.old is None:
-        raise UsageError(
-            "no kernel to boot: give --old (a bzImage or ELF), and --new if it is another", "--old"
-        )
-    old = Path(args.old)
+    old = _kernel(args.old if args.old is not None else DEFAULT_OLD)
+    new = [_kernel(text) for text in args.new] or [DEFAULT_NEW if args.old is None else old]
     files: list[tuple[Path, str]] = []
     for text in args.file:
         host, separator, guest = text.rpartition(":")
         if not separator or not host or not guest.startswith("/"):
             raise UsageError(f'"{text}" is not HOST:GUEST with an absolute path in the guest', "--file")
         files.append((Path(host), guest))
-    updates = parse_number(args.updates, "--updates")
+    updates = len(new) if args.updates is None else parse_number(args.updates, "--updates")
+    if len(args.new) > 1 and updates != len(new):
+        raise UsageError(f"{updates} updates, and {len(new)} times --new", "--updates")
     if not updates and (args.after or args.new):
         raise UsageError("with --updates 0 there is no update: --after and --new make no sense", "--updates")
     if args.interactive and args.json and not args.replay_input:
@@ -128,11 +150,12 @@ def options(args: argparse.Namespace) -> Options:
     symbols = args.symbols
     return Options(
         old=old,
-        new=Path(args.new) if args.new else old,
-        old_symbols=_path(args.old_symbols or symbols),
-        new_symbols=_path(args.new_symbols or symbols),
+        new=new[0],
+        then=new[1:],
+        old_symbols=_path(args.old_symbols or (None if old in RELEASES else symbols)),
+        new_symbols=_path(args.new_symbols or (None if new[0] in RELEASES else symbols)),
         memory=parse_number(args.memory, "--memory"),
-        cmdline=args.cmdline,
+        cmdline=" ".join([*_parameters(args), args.cmdline]).strip(),
         before=args.before,
         after=args.after,
         files=files,
@@ -145,6 +168,32 @@ def options(args: argparse.Namespace) -> Options:
         max_instructions=parse_number(args.max_instructions, "--max-instructions"),
         at=at,
     )
+
+
+def _kernel(text: str) -> Path | str:
+    """A release by its name, anything else is a path (./old for a file of that name)."""
+    return text if text in RELEASES else Path(text)
+
+
+def _parameters(args: argparse.Namespace) -> list[str]:
+    """What goes to the kernels' command line for options of their own. Linux has the same parameters."""
+    out = []
+    if args.scratch is not None:
+        sizes = args.scratch.split(",")
+        if len(sizes) != 3:
+            raise UsageError(f'"{args.scratch}" is not L,G,N: three sizes', "--scratch")
+        areas = [parse_number(text, "--scratch") for text in sizes]
+        if not any(areas):
+            raise UsageError("scratch cannot be empty: all three sizes are 0", "--scratch")
+        out.append("kho_scratch=" + ",".join(str(area) for area in areas))
+    if args.preserve is not None:
+        out.append(f"test_kho.max_mem={parse_number(args.preserve, '--preserve')}")
+    if args.preserve_order is not None:
+        order = parse_number(args.preserve_order, "--preserve-order")
+        if order > MAX_PAGE_ORDER:
+            raise UsageError(f"the largest folio has 2^{MAX_PAGE_ORDER} pages", "--preserve-order")
+        out.append(f"test_kho.order={order}")
+    return out
 
 
 def _path(text: str | None) -> Path | None:
@@ -367,38 +416,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show(result: Result, *, verbose: bool = False) -> None:
-    """The result on one screen."""
+    """The result on one screen; a long chain of updates has a line for each."""
     paint = Paint(sys.stdout)
-    totals: dict[tuple[int, str], list[int]] = {}
-    for r in result.phases:
-        total = totals.setdefault((r.generation, r.id), [0, 0, 0])
-        total[0] += r.instructions
-        total[1] += r.ticks
-        total[2] += 1
-    if totals:
-        print(
-            paint("bold", f"{'phase':<22}{'kernel':>7}{'times':>7}{'instructions':>17}{'microseconds':>15}")
-        )
-        for (generation, id), (instructions, ticks, count) in totals.items():
-            name = NAMES[id] if id == "userspace" else f"{id:<4}{NAMES[id]}"
-            print(f"{name:<22}{generation:>7}{count:>7}{instructions:>17,}{ticks / 1000:>15,.1f}")
+    many = len(result.updates) > UPDATES_SHOWN_MAX
+    if result.phases and (verbose or not many):
+        _show_phases(result, paint)
+    if many:
+        _show_chain(result, paint)
     for i, u in enumerate(result.updates):
-        p = u["preserved"]
-        print(f"update {i + 1}: {u['old']['release']} -> {u['new']['release']}")
-        print(
-            f"  blackout {u['blackout_instructions']:,} instructions, {u['blackout_ticks'] / 1e6:,.3f} ms; "
-            f"of these {u['digest_instructions']:,} for the digest"
-        )
-        if p:
-            print(
-                f"  preserved {amount(p['pages'], 'page')} ({size(p['bytes'])}), of these "
-                f"{size(p['metadata_bytes'])} metadata; tree {size(p['tree_bytes'])}"
-            )
-        for s in u["sessions"]:
-            print(f"  session {clean(s['name'])}: {amount(len(s['files']), 'file')}")
-        print(
-            f"  checked {amount(len(u['checked']), 'invariant')} at {', '.join(u['moments']) or 'no moment'}"
-        )
+        if verbose or not many:
+            _show_update(i, u)
     for program in result.programs:
         status = program["status"]
         how = (
@@ -412,9 +439,11 @@ def show(result: Result, *, verbose: bool = False) -> None:
         if verbose or status != 0:
             for line in program["output"].splitlines():
                 print("  | " + clean(line))
-    for v in result.violations:
+    for v in result.violations[:VIOLATIONS_SHOWN_MAX]:
         at = "" if v["phys"] is None else f" ({v['phys']:#x})"
         print(paint("red", f"{v['id']} at {v['moment']}: {v['message']}{at}"))
+    if len(result.violations) > VIOLATIONS_SHOWN_MAX:
+        print(paint("red", f"and {len(result.violations) - VIOLATIONS_SHOWN_MAX} more (--json has all)"))
     if result.epitaph:
         print(result.epitaph)
     print(f"state {result.state_hash} after {result.stop.instructions:,} instructions")
@@ -423,6 +452,64 @@ def show(result: Result, *, verbose: bool = False) -> None:
     else:
         for reason in result.reasons:
             print(paint("red", f"not ok: {reason}"))
+
+
+def _show_phases(result: Result, paint: Paint) -> None:
+    totals: dict[tuple[int, str], list[int]] = {}
+    for r in result.phases:
+        total = totals.setdefault((r.generation, r.id), [0, 0, 0])
+        total[0] += r.instructions
+        total[1] += r.ticks
+        total[2] += 1
+    print(paint("bold", f"{'phase':<22}{'kernel':>7}{'times':>7}{'instructions':>17}{'microseconds':>15}"))
+    for (generation, id), (instructions, ticks, count) in totals.items():
+        name = NAMES[id] if id == "userspace" else f"{id:<4}{NAMES[id]}"
+        print(f"{name:<22}{generation:>7}{count:>7}{instructions:>17,}{ticks / 1000:>15,.1f}")
+
+
+def _show_chain(result: Result, paint: Paint) -> None:
+    head = f"{'update':>6}  {'from':<16}{'to':<16}{'blackout':>14}{'digest':>14}{'preserved':>12}  invariants"
+    print(paint("bold", head))
+    for i, u in enumerate(result.updates):
+        preserved = size(u["preserved"]["bytes"]) if u["preserved"] else "nothing"
+        print(
+            f"{i + 1:>6}  {u['old']['release'] or '?':<16}{u['new']['release'] or '?':<16}"
+            f"{u['blackout_instructions']:>14,}{u['digest_instructions']:>14,}{preserved:>12}  "
+            f"{len(u['checked'])} at {', '.join(u['moments']) or 'no moment'}"
+        )
+
+
+def _show_update(number: int, u: dict[str, Any]) -> None:
+    p = u["preserved"]
+    print(f"update {number + 1}: {u['old']['release']} -> {u['new']['release']}")
+    print(
+        f"  blackout {u['blackout_instructions']:,} instructions, {u['blackout_ticks'] / 1e6:,.3f} ms; "
+        f"of these {u['digest_instructions']:,} for the digest"
+    )
+    if p:
+        print(
+            f"  preserved {amount(p['pages'], 'page')} ({size(p['bytes'])}), of these "
+            f"{size(p['metadata_bytes'])} metadata; tree {size(p['tree_bytes'])}"
+        )
+    for kept in u["kept"]:
+        print(f"    {clean(kept['name'])}: {size(kept['bytes'])}{_details(kept)}")
+    for s in u["sessions"]:
+        print(f"  session {clean(s['name'])}: {amount(len(s['files']), 'file')}")
+    if u["scratch"] and u["kept"]:
+        names = ["low", "global", *(f"node {i}" for i in range(len(u["scratch"]) - 2))]
+        areas = [
+            f"{name} {size(a['size'])} at {a['phys']:#x}" if a["size"] else f"{name} none"
+            for name, a in zip(names, u["scratch"], strict=True)
+        ]
+        print(f"  scratch: {', '.join(areas)}")
+    print(f"  checked {amount(len(u['checked']), 'invariant')} at {', '.join(u['moments']) or 'no moment'}")
+
+
+def _details(kept: dict[str, Any]) -> str:
+    if "folios" not in kept:
+        return f" at {kept['phys']:#x}"
+    orders = ", ".join(f"{count} of order {order}" for order, count in kept["orders"].items())
+    return f" in {amount(kept['folios'], 'folio')} ({orders})" if orders else ""
 
 
 __all__ = ["EmuError", "add_parser", "run"]

@@ -24,13 +24,15 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
 from emu.debug import guest
-from emu.errors import ImageError
+from emu.errors import AddressError, ImageError
+from emu.files import read_file
 from emu.machine import Machine
 
 SECTION, BASE_SECTION, BASE_SYMBOL = ".note.stapsdt", ".stapsdt.base", "_stapsdt_base"
 _OWNER, _TYPE = b"stapsdt\0", 3
 _MASK = (1 << 64) - 1
 _SHF_EXECINSTR = 4
+_LONG_MODE, _PAGE = 0x400, 4096
 DAMAGE = (ELFError, DWARFError, ConstructError, ValueError, KeyError, OverflowError, OSError)
 """What reading a damaged file raises."""
 
@@ -132,10 +134,23 @@ class Argument:
         elif isinstance(o, Constant):
             value = o.value
         else:
-            value = int.from_bytes(guest.read(machine, o.address(registers), self.size), "little")
+            value = _load(machine, registers, o.address(registers), self.size)
         bits = 8 * self.size
         value &= (1 << bits) - 1
         return value - (1 << bits) if self.signed and value >> bits - 1 else value
+
+
+def _load(machine: Machine, registers: Mapping[str, int], address: int, size: int) -> int:
+    """What `guest.read` reads, without asking the CPU again for the registers that are there."""
+    cr3 = registers["cr3"] if registers["cr0"] >> 31 and registers["efer"] & _LONG_MODE else None
+    at = address & _PAGE - 1
+    if cr3 is None or at + size > _PAGE:
+        return int.from_bytes(guest.read(machine, address, size), "little")
+    phys = guest.translate(machine, address, cr3)
+    try:
+        return int.from_bytes(machine.memory.read(phys, size).tobytes(), "little")
+    except AddressError:
+        raise guest.NotMapped(f"is mapped to {phys:#x}, which is not RAM", f"{address:#x}") from None
 
 
 def _operand(
@@ -246,11 +261,7 @@ class Probes:
     @classmethod
     def read(cls, path: Path) -> Probes:
         """Probes of an ELF file, none if it has no notes. Raises ImageError, ProbeError."""
-        try:
-            data = path.read_bytes()
-        except OSError as e:
-            raise ImageError(f"cannot be read: {e.strerror}", str(path)) from None
-        return cls.parse(data, str(path))
+        return cls.parse(read_file(path), str(path))
 
     @classmethod
     def parse(cls, data: bytes, where: str = "") -> Probes:

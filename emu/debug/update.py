@@ -2,30 +2,39 @@
 
 Builds the initramfs, boots the old kernel, follows the phases, examines every handover from the
 host at the moments J, K and F, and gives the verdict. The verdict never rests on what the guest
-says alone: a run is `ok` only if every program exited 0 *and* the host read every handover, found
-no invariant broken, and found every preserved byte unchanged.
+says alone: a run is `ok` only if every program exited 0, or the last of the project's kernels found
+everything as it should be, *and* the host read every handover, found no invariant broken, and found
+every preserved byte unchanged.
 """
 
 from __future__ import annotations
 
 import hashlib
 import posixpath
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import kernels
 from emu.boot import Boot
-from emu.debug import guest, kexec
+from emu.debug import epitaph, guest, kexec
+from emu.debug.chain import Chain
 from emu.debug.inspect import _describe_session as describe_session
+from emu.debug.invariants import OBSERVED as OBSERVED_IN_LINUX
 from emu.debug.invariants import RuntimeChecker
+from emu.debug.own import OBSERVED as OBSERVED_IN_OWN
+from emu.debug.own import OwnChecker
 from emu.debug.phases import PhaseObserver, Record
-from emu.debug.symbols import Symbols
+from emu.debug.release import Kernel
+from emu.debug.view import UnknownLayout, View
 from emu.errors import ConfigError, EmuError
 from emu.files import is_regular, read_file
-from emu.initproto import NextKernel, Plan, RecordError, RecordReader, Transcript
+from emu.initproto import Plan, RecordError, RecordReader, Transcript
 from emu.initramfs import Initramfs
 from emu.machine import Machine, Snapshot, Stop, StopKind
 from emu.memory import PAGE, U8Array, page_ranges
@@ -39,15 +48,16 @@ from luo.state import Luo
 
 MAX_INSTRUCTIONS = 50_000_000_000
 """Default of --max-instructions: about a minute; a whole update of a Linux takes 2.5 thousand million."""
-LINUX_CMDLINE = "console=ttyS0,115200 kho=on liveupdate=on retain_initrd nokaslr panic=-1"
 
 
 @dataclass
 class Options:
-    """What to run. Paths are the host's; programs are split into words already."""
+    """What to run. Paths are the host's; a kernel may be one of the project's releases, by name. Several
+    kernels in ``then`` are those of further updates, and there are as many updates as kernels."""
 
-    old: Path
-    new: Path
+    old: Path | str
+    new: Path | str
+    then: Sequence[Path | str] = ()
     old_symbols: Path | None = None
     new_symbols: Path | None = None
     memory: int = 512 << 20
@@ -79,8 +89,6 @@ class SnapshotMemory:
         return self._machine.memory.ranges
 
     def read(self, phys: int, size: int) -> U8Array:
-        import numpy as np
-
         at = self._machine.memory.offset(phys, size)
         first, last = at // PAGE, (at + max(size, 1) - 1) // PAGE
         out = np.zeros((last - first + 1, PAGE), np.uint8)
@@ -126,6 +134,9 @@ class Examined:
     scratch_phys: int | None = None
     segments: list[Segment] | None = None
     control_pages: list[int] | None = None
+    image: kexec.Image | None = None
+    kept: list[dict[str, Any]] = field(default_factory=list)
+    """what was handed over, for people: name, pages, bytes, and what there is to say of it"""
     number: int | None = None
     """live update number that the handover carries"""
     contents: dict[str, str] = field(default_factory=dict)
@@ -186,6 +197,9 @@ class Result:
     programs: list[dict[str, Any]]
     violations: list[dict[str, Any]]
     epitaph: str = ""
+    """where the guest is, for people, if it did not end by itself"""
+    panic: dict[str, Any] | None = None
+    """what a kernel of the project left in its epitaph"""
 
     def plain(self) -> dict[str, Any]:
         """For JSON: the run, with the fields of the last update repeated at the top."""
@@ -202,6 +216,7 @@ class Result:
             "phases": last.get("phases", [r.plain() for r in self.phases]),
             "programs": self.programs,
             "updates": self.updates,
+            "panic": self.panic,
         }  # fmt: skip
 
 
@@ -220,20 +235,20 @@ def _image(path: Path) -> bytes:
     return read_file(path)
 
 
-def _symbols(path: Path | None, kernel: Path, raw: bool) -> Symbols | None:
-    if raw:
-        return None
-    return Symbols.read(path) if path is not None else Symbols.beside(kernel)
-
-
 class Update:
     """One run. `machine` may be watched from outside (progress, consoles) while it goes on."""
 
     def __init__(self, options: Options) -> None:
         self.options = o = options
-        self.old_image, self.new_image = _image(o.old), _image(o.new)
-        self.symbols = [_symbols(o.old_symbols, o.old, o.raw), _symbols(o.new_symbols, o.new, o.raw)]
-        cmdline = f"{LINUX_CMDLINE} {o.cmdline}".strip()
+        self.chain = Chain.open(
+            o.old, [o.new, *o.then], o.updates, (o.old_symbols, o.new_symbols), cmdline=o.cmdline,
+            observe=not o.raw,
+        )  # fmt: skip
+        self.symbols = [kernel.symbols for kernel in self.chain.kernels]
+        if self.chain.own and not self.chain.linux and (o.before or o.after or o.interactive):
+            raise ConfigError(
+                "the project's own kernels run no programs yet; Linux does", "--before, --after"
+            )
         self.machine = Machine(o.memory, strict_memory=o.strict_memory)
         self.transcript = Transcript()
         self.reader = RecordReader()
@@ -245,39 +260,53 @@ class Update:
         self.on_console: Callable[[int], None] | None = None
         self.on_records: Callable[[Transcript], None] | None = None
         self.machine.serial_sinks.append(self._serial)
-        self.machine.boot(
-            Boot(self.old_image, cmdline + " luemu.generation=0", self._initramfs(cmdline), where=str(o.old))
-        )
+        first = self.chain.kernel(0)
+        cmdline = f"{self.chain.command_line(0)} luemu.generation=0"
+        self.machine.boot(Boot(first.image, cmdline, self._initramfs(), where=str(first.path)))
         self._pending_at = list(o.at)
         self.ended: Stop | None = None
         """set when the machine stopped before `run` was called (an interactive session)"""
-        self.checker = None if o.raw else RuntimeChecker(self.machine, self.symbols)
+        self.checker: RuntimeChecker | None = None
+        self.own: OwnChecker | None = None
         self._handed_over: Handover | None = None
         self.observer: PhaseObserver | None = None
+        self._jumping = False
+        self._host_writes: list[tuple[int, int, str]] = []
+        self._alone = Examined(0)
+        """what was found of a kernel that is not updated"""
         if not o.raw:
-            self.observer = PhaseObserver(self.machine, self.symbols, self._moment)
+            kernels = self.chain.kernels
+            if self.chain.linux:
+                seen = [None if kernel.own else kernel.symbols for kernel in kernels]
+                self.checker = RuntimeChecker(self.machine, seen)
+            self.observer = PhaseObserver(self.machine, kernels, self._moment)
+            if self.chain.own:
+                self.own = OwnChecker(self.machine, kernels)
+                self.machine.memory.observers.append(self._host_writes_memory)
 
-    def _initramfs(self, cmdline: str) -> bytes:
+    def _initramfs(self) -> bytes:
         o = self.options
         files = Initramfs()
         if o.initramfs is not None:
             files.add_base(_image(o.initramfs), str(o.initramfs))
-        files.add_standard(kernels.binary("init"))
+        if self.chain.linux:
+            files.add_standard(kernels.binary("init"))
         for host, where in o.files:
-            if posixpath.normpath(where).lstrip("/").split("/")[0] in ("init", "luemu"):
-                raise ConfigError("is where luemu's own init and its plan are", where)
+            if posixpath.normpath(where).lstrip("/").split("/")[0] in ("init", "luemu", "boot"):
+                raise ConfigError("is where luemu's own init, its plan and the kernels are", where)
             files.add_host_file(host, where, libraries=o.libraries)
-        if o.updates:
-            files.add_file("/luemu/kernel", self.new_image)
-        files.write_plan(
-            Plan(
-                updates=o.updates,
-                before=[split_command(c) for c in o.before],
-                after=[split_command(c) for c in o.after],
-                next=[NextKernel("/luemu/kernel", cmdline)] if o.updates else [],
-                terminal="/dev/ttyS0" if o.interactive else None,
+        for path, data in self.chain.files().items():
+            files.add_file(path, data)
+        if self.chain.linux:
+            files.write_plan(
+                Plan(
+                    updates=o.updates,
+                    before=[split_command(c) for c in o.before],
+                    after=[split_command(c) for c in o.after],
+                    next=self.chain.next_kernels(),
+                    terminal="/dev/ttyS0" if o.interactive else None,
+                )
             )
-        )
         return files.build()
 
     # ---- what the guest says -------------------------------------------------------------------
@@ -302,26 +331,58 @@ class Update:
     def _cut(self) -> None:
         """In a chain, an update begins where its kernel begins to work for it: at the first program
         before it, or else at the kexec."""
-        t, generation = self.transcript, len(self.transcript.generations) - 1
+        t = self.transcript
+        generation = t.generations[-1].generation if t.generations else 0
         if self.observer is None or generation < len(self.cuts) or generation >= self.options.updates:
             return
         started = any(p.generation == generation and p.when == "before" for p in t.programs)
-        if generation and (started or len(t.kexecs) > generation):
+        if generation and (started or any(k.generation > generation for k in t.kexecs)):
             self.cuts.append(self.observer.split())
+
+    def _cut_own(self, generation: int) -> None:
+        """The same where a kernel of the project begins to prepare the next update."""
+        begins = self.chain.kernel(generation).own and len(self.cuts) <= generation < self.options.updates
+        if begins and self.observer is not None:
+            self.cuts.append(len(self.observer.records) - 1)
 
     # ---- what the host sees --------------------------------------------------------------------
 
     def _moment(self, m: Machine, when: str, generation: int) -> None:
         if when == "J":
             self._examine_jump(m, generation)
-        elif when in ("K", "F") and self.examined:
-            self._examine_again(m, when)
+        elif when in ("P6", "P7", "P8"):
+            self._cut_own(generation)
+        handover = self._handed_over if when == "J" else None
+        if self.own is not None and when in ("J", "K", "F"):
+            self.own.moment(when, handover, self.examined[-1].snapshot if when == "J" else None)
+        if when in ("K", "F") and self.examined:
+            if self.own is not None and self.chain.kernel(generation).own and not self.own.adopted:
+                self._refused(generation)
+            else:
+                self._examine_again(m, when)
         if self.checker is not None and when in ("J", "K", "F"):
-            self.checker.moment(when, generation, self._handed_over if when == "J" else None)
+            self.checker.moment(when, generation, handover)
+        if when in ("J", "F"):
+            self._jumping = when == "J"
         for item in list(self._pending_at):
             if item[1] == when:
                 self._pending_at.remove(item)
                 self._keep(item[0], item[2], when)
+
+    def _refused(self, generation: int) -> None:
+        reason = (
+            f"{self._kernel_name(generation)} did not take the handover: it boots cold, everything is lost"
+        )
+        if reason not in self.failure:
+            self.failure.append(reason)
+
+    def _kernel_name(self, generation: int) -> str:
+        return f"kernel {generation} ({self.chain.kernel(generation).name})"
+
+    def _host_writes_memory(self, phys: int, size: int, by: str) -> None:
+        """From the jump until the new kernel has adopted memory, only the guest and its devices may write."""
+        if self._jumping and not by.startswith("dma:"):
+            self._host_writes.append((phys, size, by))
 
     def _keep(self, what: str, path: Path, when: str) -> None:
         from emu.debug import dump
@@ -341,19 +402,20 @@ class Update:
         self._handed_over = None
         segments: list[Segment] | None = None
         control: list[int] | None = None
+        kernel = self.chain.kernel(generation)
         try:
-            image = kexec.read(m, m.cpus[0].registers()["rdi"])
+            image = kexec.read(m, _kimage(m, kernel), kernel.layouts if kernel.own else None)
             segments = [Segment(a, n) for a, n, _ in image.segments]
             control = image.control_pages
-            found.segments, found.control_pages = segments, control
+            found.segments, found.control_pages, found.image = segments, control, image
             found.may_change = control + image.stack
             if self.observer is not None:
                 self._watch_jump(m, found, image)
         except kexec.UnknownImage as e:
             found.not_checked["INV-13"] = found.not_checked["INV-28"] = str(e)
-        scratch = _scratch(m, self.symbols[min(generation, 1)])
+        scratch = _scratch(m, kernel)
         try:
-            handover = Handover.read(m.memory, scratch=scratch)
+            handover = Handover.read(m.memory, _root_fdt(m, kernel), scratch=scratch, search=not kernel.own)
         except KhoError as e:
             found.unreadable(e, "J")
             self.failure.append(f"the handover of update {generation + 1} cannot be read at J: {e}")
@@ -373,7 +435,13 @@ class Update:
         found.moments.append("J")
         found.contents = _contents(handover)
         found.preserved = _preserved(handover)
+        found.kept = _kept(handover)
         found.sessions = _sessions(handover)
+        test = handover.kho_test
+        if test is not None and test.csum_ok(handover.reader) is False:
+            self.failure.append(
+                f"the folios of kho_test have not their checksum at J of update {generation + 1}"
+            )
 
     def _previous(self) -> Examined:
         """What was found of the update before; before the first, no live update was received."""
@@ -463,55 +531,71 @@ class Update:
             stop = self.advance(progress=progress)
         if self.observer is not None:
             self.observer.finish()
+        self._finish_checks()
+        return self._judge(stop)
+
+    def _finish_checks(self) -> None:
+        """The last kernel is done: what the checkers have found, row by row."""
+        generations = max(1, len(self.examined))
         if self.checker is not None:
             self.checker.moment("end", len(self.examined), None)
-            for found in self.examined:
-                report = self.checker.report(found.generation)
+        if self.own is not None:
+            self.own.moment("end")
+        for generation in range(generations):
+            found = self.examined[generation] if self.examined else Examined(0)
+            reasons: dict[str, str] = {}
+            if self.checker is not None and self.examined:
+                report = self.checker.report(generation)
                 found.take(report)
-                found.not_checked.update(report.not_checked)
-        return self._judge(stop)
+                reasons |= report.not_checked
+            if self.own is not None:
+                report = self.own.report(generation)
+                found.take(report)
+                ours = self.chain.kernel(generation).own or self.chain.kernel(generation + 1).own
+                if ours:
+                    reasons |= report.not_checked
+                if ours and self.checker is None:
+                    no_luo = "the kernels have no LUO"
+                    reasons |= {id: no_luo for id in OBSERVED_IN_LINUX if id not in OBSERVED_IN_OWN}
+            found.not_checked.update(reasons)
+            if not self.examined:
+                self._alone = found
 
     def _judge(self, stop: Stop) -> Result:
         o, t = self.options, self.transcript
         reasons = list(self.failure)
         phases = self.observer.records if self.observer else []
         jumps = self.observer.jumps if self.observer else []
-        if stop.kind is not StopKind.POWER_OFF:
+        died = self._epitaph()
+        if died is not None:
+            reasons.insert(0, f"{self._kernel_name(died[0])} panicked: {died[1]['reason']}")
+        elif stop.kind is not StopKind.POWER_OFF:
             where = f" in phase {self.observer.phase}" if self.observer else ""
             reasons.append(f"the run ended by {stop.kind.value}{where}: {stop.message}")
-        if self.record_error is not None:
-            reasons.append(f"what init reports cannot be read: {self.record_error}")
-        elif t.error is not None:
-            reasons.append(f"init: {t.error}")
-        elif not t.done:
-            reasons.append("init did not get to the end of its plan")
-        expected = (len(o.before) + len(o.after)) * o.updates if o.updates else len(o.before)
-        ended = [p for p in t.programs if p.ended]
-        for p in t.programs:
-            if not p.ok:
-                how = f"was killed by signal {p.signal}" if p.signal else (
-                    f"exited with status {p.status}" if p.ended else "did not end"
-                )  # fmt: skip
-                reasons.append(f"{shlex.join(p.argv)} ({p.when}, generation {p.generation}) {how}")
-        if not reasons and len(ended) != expected:
-            reasons.append(f"{len(ended)} of {expected} programs ran")
+        reasons += self._refused_by_purgatory()
+        reasons += self._guest_reasons(len(jumps))
         if self.observer is None:
             reasons.append("nothing was verified: --raw observes nothing")
         elif len(jumps) != o.updates:
-            hint = "" if all(self.symbols) else "; the kernel's symbols are not known: give --symbols"
+            known = all(kernel.symbols for kernel in self.chain.kernels)
+            hint = "" if known else "; the kernel's symbols are not known: give --symbols"
             reasons.append(f"the host saw {len(jumps)} of {o.updates} updates{hint}")
         for e in self.examined:
             for moment in ("J", "K", "F"):
-                if moment not in e.moments and e.fdt:
+                if moment not in e.moments and e.fdt and not self.failure:
                     reasons.append(f"update {e.generation + 1} was not examined at {moment}")
-        violations = [v for e in self.examined for v in e.violations]
+        violations = [v for e in (self.examined or [self._alone]) for v in e.violations]
         if violations:
             first = violations[0]
             reasons.append(f"{len(violations)} violation(s); the first: {first.id}: {first.message}")
+        if self._host_writes:
+            phys, size, by = self._host_writes[0]
+            reasons.append(f"the host wrote to memory between J and F: {size} bytes at {phys:#x} ({by})")
         for what, when, path in self._pending_at:
             reasons.append(f"--{what} {when}={path}: the run never got there")
         crashed = stop.kind not in (StopKind.POWER_OFF, StopKind.UNTIL, StopKind.REQUEST)
-        symbols = self.symbols[min(len(jumps), 1)]
+        symbols = self.chain.kernel(len(jumps)).symbols
+        text = guest.epitaph(self.machine, symbols) if crashed else ""
         return Result(
             ok=not reasons,
             reasons=reasons,
@@ -526,22 +610,85 @@ class Update:
                 for p in t.programs
             ],
             violations=[v.to_dict() for v in violations],
-            epitaph=guest.epitaph(self.machine, symbols) if crashed else "",
+            epitaph=epitaph.text(died[1]) if died is not None else text,
+            panic=died[1] if died is not None else None,
         )  # fmt: skip
+
+    def _guest_reasons(self, jumps: int) -> list[str]:
+        """What the guest itself says against the run."""
+        o, t, reasons = self.options, self.transcript, list[str]()
+        last_is_own = self.chain.kernel(o.updates).own
+        if self.record_error is not None:
+            reasons.append(f"what init reports cannot be read: {self.record_error}")
+        elif t.error is not None:
+            reasons.append(f"init: {t.error}")
+        elif not t.done and not last_is_own:
+            reasons.append("init did not get to the end of its plan")
+        verdicts = self.own.verdicts if self.own is not None else []
+        for generation, ok in verdicts:
+            if not ok:
+                why = _failure_line(self.machine.console)
+                reasons.append(f"{self._kernel_name(generation)} says that it failed{why}")
+        if last_is_own and self.own is not None:
+            if not verdicts:
+                reasons.append("no kernel gave a verdict")
+            elif verdicts != [(o.updates, True)] and all(ok for _, ok in verdicts):
+                whose = ", ".join(str(g) for g, _ in verdicts)
+                reasons.append(f"the verdict is that of kernel {whose}, not of the last one, {o.updates}")
+        expected = 0
+        for generation in range(o.updates + 1):
+            if not self.chain.kernel(generation).own:
+                expected += len(o.before) * (generation < o.updates or not o.updates)
+                expected += len(o.after) * (generation > 0)
+        for p in t.programs:
+            if not p.ok:
+                how = f"was killed by signal {p.signal}" if p.signal else (
+                    f"exited with status {p.status}" if p.ended else "did not end"
+                )  # fmt: skip
+                reasons.append(f"{shlex.join(p.argv)} ({p.when}, generation {p.generation}) {how}")
+        ended = [p for p in t.programs if p.ended]
+        if not reasons and not self.failure and len(ended) != expected:
+            reasons.append(f"{len(ended)} of {expected} programs ran")
+        return reasons
+
+    def _epitaph(self) -> tuple[int, dict[str, Any]] | None:
+        """(generation, epitaph) of the kernel of the project that panicked."""
+        if self.observer is None:
+            return None
+        for generation in {self.observer.generation: 0, max(self.observer.generation - 1, 0): 0}:
+            kernel = self.chain.kernel(generation)
+            found = epitaph.read(self.machine, kernel) if kernel.own else None
+            if found is not None:
+                return generation, found
+        return None
+
+    def _refused_by_purgatory(self) -> list[str]:
+        """Why the next kernel was not entered, if it was not."""
+        if not self.examined or self.observer is None or self.observer.phase != "jump":
+            return []
+        image = self.examined[-1].image
+        found = kexec.refused(self.machine, image) if image is not None else None
+        if found is None:
+            return []
+        digests = f"the SHA-256 {found.computed.hex()[:16]}…, not {found.expected.hex()[:16]}…"
+        what = f"segment {found.segment}, {found.size} bytes at {found.start:#x}, has {digests}"
+        return [f"the purgatory refused the next kernel: {what}"]
 
     def _update(self, index: int) -> dict[str, Any]:
         assert self.observer is not None
         jump = self.observer.jumps[index]
         e = self.examined[index] if index < len(self.examined) else Examined(index)
-        hellos = self.transcript.generations
+        hellos = {hello.generation: hello.release for hello in self.transcript.generations}
 
-        def side(generation: int, image: bytes) -> dict[str, Any]:
-            release = hellos[generation].release if generation < len(hellos) else None
+        def side(generation: int) -> dict[str, Any]:
+            kernel = self.chain.kernel(generation)
+            release = kernel.release if kernel.own else hellos.get(generation)
+            image = kernel.kexec_image if generation else kernel.image
             return {"release": release, "sha256": hashlib.sha256(image).hexdigest()}
 
         return {
-            "old": side(index, self.new_image if index else self.old_image),
-            "new": side(index + 1, self.new_image),
+            "old": side(index),
+            "new": side(index + 1),
             "phases": [
                 {**r.plain(), "kernel": "old" if r.generation <= index else "new"}
                 for r in self.observer.records[self.cuts[index] : (*self.cuts[index + 1 :], None)[0]]
@@ -549,6 +696,8 @@ class Update:
             "blackout_instructions": jump.blackout_instructions,
             "blackout_ticks": jump.blackout_ticks,
             "preserved": e.preserved,
+            "kept": e.kept,
+            "scratch": [{"phys": a.phys, "size": a.size} for a in e.scratch or []],
             "digest_instructions": e.digest_instructions,
             "sessions": e.sessions,
             "checked": e.checked,
@@ -560,9 +709,37 @@ class Update:
 # ---- facts of a handover -------------------------------------------------------------------------
 
 
-def _scratch(m: Machine, symbols: Symbols | None) -> ScratchList | None:
+def _kimage(m: Machine, kernel: Kernel) -> int:
+    """Address of the image that the kernel is about to jump to."""
+    registers = m.cpus[0].registers()
+    for probe in kernel.probes.at("kexec:jump"):
+        if probe.address == registers["rip"]:
+            return probe.read(m, registers)[0]
+    return registers["rdi"]
+
+
+def _root_fdt(m: Machine, kernel: Kernel) -> int | None:
+    """Where the root FDT is that the kernel hands over; None if it must be searched for."""
+    if not kernel.own:
+        return None
+    try:
+        view = View(m, kernel)
+        at = view.member(view.symbol("kho_out"), "kho_out", "fdt")
+        return view.phys(at) if at else 0
+    except UnknownLayout:
+        return None
+
+
+def _failure_line(console: bytes) -> str:
+    """What a kernel printed with its verdict."""
+    found = re.findall(rb"luemu: verdict FAILED: ([^\r\n]*)", console)
+    return f": {found[-1].decode('ascii', 'backslashreplace')}" if found else ""
+
+
+def _scratch(m: Machine, kernel: Kernel) -> ScratchList | None:
     """Where the running kernel keeps its list of scratch areas, by its own variables; None if it
     cannot be told. Nothing in memory points to it before the jump."""
+    symbols = kernel.symbols
     if symbols is None:
         return None
     table, count = symbols.address("kho_scratch"), symbols.address("kho_scratch_cnt")
@@ -623,6 +800,18 @@ def _preserved(handover: Handover) -> dict[str, int]:
         "metadata_bytes": (pages - payload) * PAGE,
         "tree_bytes": len(handover.tree.node_phys) * PAGE,
     }
+
+
+def _kept(handover: Handover) -> list[dict[str, Any]]:
+    """What is handed over besides LUO's sessions and KHO's own pages."""
+    out: list[dict[str, Any]] = []
+    if handover.kho_test is not None:
+        test = handover.kho_test
+        orders = np.bincount(test.order.astype(np.int64)).tolist() if len(test.order) else []
+        blocks = {str(order): count for order, count in enumerate(orders) if count}
+        out.append({"name": "kho_test", "bytes": test.bytes, "folios": test.nr_folios, "orders": blocks})
+    out += [{"name": f"reserve_mem {r.name}", "bytes": r.size, "phys": r.phys} for r in handover.reserve_mem]
+    return out
 
 
 def _sessions(handover: Handover) -> list[dict[str, Any]]:
