@@ -185,7 +185,7 @@ static int double_array(struct memblock_type *type, phys_addr_t base, u64 size)
 	return 0;
 }
 
-/* Room for n more regions. The range is what they are for. */
+/* Room for n more regions, in no new array inside the range, which is what they are for. */
 static int make_room(struct memblock_type *type, u64 n, phys_addr_t base, u64 size)
 {
 	while (type->max - type->cnt < n) {
@@ -318,8 +318,10 @@ static int remove_range(struct memblock_type *type, phys_addr_t base, u64 size)
 static int change_flags(struct memblock_type *type, phys_addr_t base, u64 size, u32 set, u32 clear)
 {
 	u64 first, last;
-	int err = isolate_range(type, base, size, &first, &last);
+	int err = size ? make_room(type, 2, 0, 0) : 0;	/* a new array may be inside the range */
 
+	if (!err)
+		err = isolate_range(type, base, size, &first, &last);
 	if (err)
 		return err;
 	for (u64 i = first; i < last; i++)
