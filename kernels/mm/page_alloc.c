@@ -592,11 +592,11 @@ void memblock_free_all(void)
 	memblock_clear_kho_scratch_only();
 	PROBE(mm, free_all);
 	memblock.done = true;
-	while (memblock_next_free_flags(&at, &start, &end, MEMBLOCK_KHO_SCRATCH, MEMBLOCK_KHO_SCRATCH))
-		give_range(PFN_UP(start), PFN_DOWN(end));
-	at = 0;
 	while (memblock_next_free_flags(&at, &start, &end, MEMBLOCK_KHO_SCRATCH, 0))
 		count_deferred(PFN_UP(start), PFN_DOWN(end));
+	at = 0;
+	while (memblock_next_free_flags(&at, &start, &end, MEMBLOCK_KHO_SCRATCH, MEMBLOCK_KHO_SCRATCH))
+		give_range(PFN_UP(start), PFN_DOWN(end));
 	give_deferred(&zones[ZONE_DMA32], true);
 	PROBE(mm, free_all_done);
 }
