@@ -60,7 +60,7 @@ class Image:
         is not an initrd (the one whose memory is larger than its contents)."""
         if self.kernel_segment is not None:
             return self.kernel_segment
-        grown = [(m - b, a) for a, m, b in self.segments if m - b >= 1 << 20]
+        grown = [(m - b, a) for a, m, b in self.segments if m - b >= 4096]
         return max(grown)[1] if grown else None
 
 

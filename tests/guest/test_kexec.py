@@ -314,7 +314,8 @@ def test_a_processor_without_pages_of_1_gib(tmp_path: Path) -> None:
     subprocess.run(
         [
             qemu, "-accel", "tcg", "-machine", "q35", "-cpu", "qemu64", "-m", "256",
-            "-display", "none", "-nic", "none", "-no-reboot", "-serial", f"file:{serial}", "-kernel", elf("old"), "-initrd", initrd,
+            "-display", "none", "-nic", "none", "-no-reboot", "-serial", f"file:{serial}",
+            "-kernel", elf("old"), "-initrd", initrd,
             "-append", "console=ttyS0 kho=on",
         ],
         check=True, timeout=120,
