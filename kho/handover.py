@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from kho import khotest, memblock
+from kho import khotest, luemutest, memblock
 from kho.abi import (
     KHO_COMPATIBLE,
     METADATA,
@@ -31,6 +31,7 @@ from kho.fdt import Fdt
 from kho.findings import Findings
 from kho.khotest import KhoTest
 from kho.locate import Location, locate, parse_root, read_root
+from kho.luemutest import LuemuTest
 from kho.memblock import ReservedRegion
 from kho.memory import Bytes, PhysicalMemory, Reader, Words
 from kho.metadata import KexecMetadata
@@ -77,6 +78,7 @@ class Handover:
     metadata: KexecMetadata | None = None
     reserve_mem: list[ReservedRegion] = field(default_factory=list)
     kho_test: KhoTest | None = None
+    luemu_test: LuemuTest | None = None
     decoded: dict[str, object] = field(default_factory=dict)
     """What decoders of sub-trees made of theirs, by sub-tree: decoding claims memory, so it happens once."""
 
@@ -230,6 +232,7 @@ class Handover:
             SUBTREE_METADATA: self._read_metadata,
             SUBTREE_MEMBLOCK: self._read_memblock,
             SUBTREE_TEST: self._read_test,
+            luemutest.SUBTREE: self._read_own_test,
         }
         for name, decode in decoders.items():
             subtree = self.subtree(name)
@@ -312,3 +315,18 @@ class Handover:
             self.own_range(owner, block, PAGE_SIZE << area_order, lost="INV-12", what="the kho_test list")
         mine = self.own(owner, test.phys, test.order, lost="INV-12", what="a kho_test folio")
         test.complete = bool(mine.all()) and not problems
+
+    def _read_own_test(self, subtree: Subtree) -> None:
+        test = luemutest.unpack(self._fdt_blob(subtree))
+        self.luemu_test = test
+        owner = self.preserved.owner("luemu_test")
+        for message, phys in test.read_areas(self.reader):
+            self.findings.add("INV-7", f"luemu_test: {message}", subtree.phys if phys is None else phys)
+        for mine in test.areas:
+            if mine.area is None or mine.area.problems:
+                continue
+            chunks = np.array(mine.area.chunks, dtype=np.uint64)
+            self.own(owner, chunks, 0, lost="INV-12", what=f"a chunk of the list of {mine.name}")
+            for block in mine.area.blocks.tolist():
+                size, what = mine.area.block_size, f"a block of {mine.name}"
+                self.own_range(owner, block, size, lost="INV-12", what=what)

@@ -70,13 +70,16 @@ class Luo:
 
 
 def payload_bytes(handover: Handover) -> int:
-    """Bytes preserved for their contents: folios of memfds and of kho_test, and reserve_mem regions.
+    """Bytes preserved for their contents: folios of memfds and of kho_test, areas of luemu_test, and
+    reserve_mem regions.
 
     What is preserved beyond that is the price of preserving: records, arrays, blocks, blobs.
     """
     total = sum(region.size for region in handover.reserve_mem)
     if handover.kho_test is not None and handover.kho_test.complete:
         total += handover.kho_test.bytes
+    if handover.luemu_test is not None:
+        total += handover.luemu_test.bytes
     luo = Luo.read(handover)
     for session in luo.sessions if luo else []:
         for file in session.files:

@@ -51,7 +51,8 @@ def read(machine: Machine, kernel: Kernel) -> dict[str, Any] | None:
         "release": kernel.release,
         "vector": registers.pop("vector") if trapped else None,
         "error_code": registers.pop("error_code") if trapped else None,
-        "rip": _place(rip, kernel, called=False),
+        # without a trap it is where panic() was to return to
+        "rip": _place(rip, kernel, called=not trapped),
         "registers": {k: v for k, v in registers.items() if k not in ("vector", "error_code")},
         # what a frame has is the address behind the call
         "backtrace": [_place(address, kernel, called=True) for address in frames],

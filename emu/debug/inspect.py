@@ -312,6 +312,8 @@ def describe(
         "csum": test.csum,
         "csum_ok": None if summary else test.csum_ok(handover.reader),
     }
+    own = handover.luemu_test
+    document["luemu_test"] = own and [{"name": a.name, "bytes": a.size} for a in own.areas]
     document["moment"] = report.moment
     document["violations"] = [violation.to_dict() for violation in report.violations]
     return document
@@ -384,6 +386,8 @@ def draw(opened: Opened, report: Report, *, summary: bool = False) -> Branch:
         }
         known = None if summary else test.csum_ok(handover.reader)
         tree.add(f"kho_test: {amount(test.nr_folios, 'folio')}, {size(test.bytes)}, {verdict[known]}")
+    for area in handover.luemu_test.areas if handover.luemu_test is not None else ():
+        tree.add(f"luemu_test {clean(area.name)}: {size(area.size)}")
     luo = Luo.read(handover)
     if luo is not None:
         _draw_luo(tree, handover, luo, paint, summary)

@@ -507,7 +507,7 @@ def _show_update(number: int, u: dict[str, Any]) -> None:
 
 def _details(kept: dict[str, Any]) -> str:
     if "folios" not in kept:
-        return f" at {kept['phys']:#x}"
+        return f" at {kept['phys']:#x}" if "phys" in kept else ""
     orders = ", ".join(f"{count} of order {order}" for order, count in kept["orders"].items())
     return f" in {amount(kept['folios'], 'folio')} ({orders})" if orders else ""
 

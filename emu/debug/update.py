@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 import kernels
-from emu.boot import Boot
+from emu.boot import Boot, BzImage
 from emu.debug import epitaph, guest, kexec
 from emu.debug.chain import Chain
 from emu.debug.inspect import _describe_session as describe_session
@@ -32,22 +32,27 @@ from emu.debug.own import OwnChecker
 from emu.debug.phases import PhaseObserver, Record
 from emu.debug.release import Kernel
 from emu.debug.view import UnknownLayout, View
-from emu.errors import ConfigError, EmuError
+from emu.errors import ConfigError, EmuError, ImageError
 from emu.files import is_regular, read_file
 from emu.initproto import Plan, RecordError, RecordReader, Transcript
 from emu.initramfs import Initramfs
 from emu.machine import Machine, Snapshot, Stop, StopKind
 from emu.memory import PAGE, U8Array, page_ranges
-from kho.abi import SCRATCH_COUNT_MAX
+from kho import luemutest
+from kho.abi import SCRATCH_COUNT_MAX, SUBTREE_LUO, SUBTREE_MEMBLOCK, SUBTREE_METADATA, SUBTREE_TEST
 from kho.check import Report, Segment, Violation, failed
 from kho.errors import KhoError
 from kho.handover import Handover
 from kho.setup_data import ScratchList
 from luo.check import TABLE, check, compare
-from luo.state import Luo
+from luo.state import Luo, payload_bytes
 
 MAX_INSTRUCTIONS = 50_000_000_000
 """Default of --max-instructions: about a minute; a whole update of a Linux takes 2.5 thousand million."""
+
+
+OWN_SUBTREES = (SUBTREE_METADATA, SUBTREE_MEMBLOCK, SUBTREE_TEST, SUBTREE_LUO, luemutest.SUBTREE)
+"""Everything that the project's kernels hand over."""
 
 
 @dataclass
@@ -433,6 +438,8 @@ class Update:
         )  # fmt: skip
         found.take(report)
         found.moments.append("J")
+        if kernel.own:
+            self._check_explained(found, handover)
         found.contents = _contents(handover)
         found.preserved = _preserved(handover)
         found.kept = _kept(handover)
@@ -442,6 +449,15 @@ class Update:
             self.failure.append(
                 f"the folios of kho_test have not their checksum at J of update {generation + 1}"
             )
+
+    def _check_explained(self, found: Examined, handover: Handover) -> None:
+        """INV-12, the other way round: all that a kernel of the project preserves is known here, so what
+        nothing explains is a leak."""
+        if not handover.tree_is_whole or any(s.name not in OWN_SUBTREES for s in handover.subtrees):
+            return
+        for phys, order in zip(*(a.tolist() for a in handover.unexplained()), strict=True):
+            message = f"nothing explains why the block of order {order} is preserved"
+            found.violations.append(Violation("INV-12", "J", message, phys))
 
     def _previous(self) -> Examined:
         """What was found of the update before; before the first, no live update was received."""
@@ -460,9 +476,22 @@ class Update:
                 found.digest_instructions = machine.instructions - found.digest_from
 
         m.probe(image.start, digest)
-        if image.kernel is not None:
-            m.probe(image.kernel + 0x200, entered)
-            observer.next_entry(image.kernel + 0x200)
+        kernel = self._kernel_segment(image, found.generation + 1)
+        if kernel is not None:
+            m.probe(kernel + 0x200, entered)
+            observer.next_entry(kernel + 0x200)
+
+    def _kernel_segment(self, image: kexec.Image, generation: int) -> int | None:
+        """Where the next kernel is: the segment with as many bytes as its image has."""
+        if image.kernel_segment is None:
+            try:
+                payload = BzImage.parse(self.chain.kernel(generation).kexec_image).payload
+            except ImageError:
+                return image.kernel
+            for start, _, contents in image.segments:
+                if contents == len(payload):
+                    return start
+        return image.kernel
 
     def _examine_again(self, m: Machine, when: str) -> None:
         found = self.examined[-1]
@@ -785,19 +814,10 @@ def _contents_of(m: Machine, before: Handover) -> dict[str, str]:
 
 def _preserved(handover: Handover) -> dict[str, int]:
     pages = sum(1 << int(o) for o in handover.preserved.order.tolist())
-    payload = 0
-    luo = Luo.read(handover)
-    if luo is not None:
-        for session in luo.sessions:
-            for file in session.files:
-                if file.memfd is not None:
-                    payload += sum(count << order for order, count in file.memfd.folio_counts().items())
-    payload += sum(r.size // PAGE for r in handover.reserve_mem)
-    payload += handover.kho_test.bytes // PAGE if handover.kho_test is not None else 0
     return {
         "pages": pages,
         "bytes": pages * PAGE,
-        "metadata_bytes": (pages - payload) * PAGE,
+        "metadata_bytes": pages * PAGE - payload_bytes(handover),
         "tree_bytes": len(handover.tree.node_phys) * PAGE,
     }
 
@@ -810,6 +830,8 @@ def _kept(handover: Handover) -> list[dict[str, Any]]:
         orders = np.bincount(test.order.astype(np.int64)).tolist() if len(test.order) else []
         blocks = {str(order): count for order, count in enumerate(orders) if count}
         out.append({"name": "kho_test", "bytes": test.bytes, "folios": test.nr_folios, "orders": blocks})
+    if handover.luemu_test is not None:
+        out += [{"name": f"luemu_test {a.name}", "bytes": a.size} for a in handover.luemu_test.areas]
     out += [{"name": f"reserve_mem {r.name}", "bytes": r.size, "phys": r.phys} for r in handover.reserve_mem]
     return out
 
