@@ -28,6 +28,8 @@
 #define S_ISREG(m)	(((m) & S_IFMT) == S_IFREG)
 #define S_ISLNK(m)	(((m) & S_IFMT) == S_IFLNK)
 #define S_ISCHR(m)	(((m) & S_IFMT) == S_IFCHR)
+#define S_ISFIFO(m)	(((m) & S_IFMT) == S_IFIFO)
+#define S_ISSOCK(m)	(((m) & S_IFMT) == S_IFSOCK)
 
 #define O_ACCMODE	00000003
 #define O_RDONLY	00000000
@@ -82,6 +84,7 @@ struct inode_ops {
 	/* Contents of a symbolic link that is not text (/proc/self/exe): its target, referenced, ERR_PTR. */
 	struct dentry *(*follow)(struct inode *inode);
 	ssize_t (*readlink)(struct inode *inode, char *buf, u64 size);
+	void (*evict)(struct inode *inode);	/* the last reference is gone: inode->private */
 };
 
 struct super {					/* a mounted file system */
@@ -98,6 +101,7 @@ struct inode {
 	u64 ino;
 	u32 mode, uid, gid, nlink;
 	u64 size, rdev;
+	bool linkable;				/* O_TMPFILE: may get a name although it has none */
 	u64 atime, mtime, ctime;		/* ns since the epoch */
 	struct mutex lock;			/* size, contents, names in it */
 	const struct inode_ops *ops;
@@ -112,7 +116,8 @@ struct dentry {
 	char *name;
 	struct dentry *parent;			/* itself at a root */
 	struct inode *inode;
-	struct list_head children, sibling;
+	struct list_head children, sibling;	/* pinned names; in the order in which they were made */
+	u64 cookie, next_cookie;		/* position in readdir(), of this name and of the next one in it */
 	bool unlinked;				/* the name is gone, the file may be open */
 	struct dentry *mounted;			/* root of what is mounted here */
 	struct dentry *covers;			/* of a root: where it is mounted */
@@ -137,13 +142,17 @@ int get_unused_fd(u32 flags);			/* reserves; -EMFILE. flags: O_CLOEXEC */
 void put_unused_fd(int fd);
 void fd_install(int fd, struct file *f);	/* takes over the reference */
 int close_fd(int fd);
+int get_unused_fd_from(u32 start, u32 flags);	/* the lowest that is not below start */
+int dup_from(int old, u32 start, u32 flags);
+bool file_show_name(struct file *f, char *buf, u64 size);	/* what /proc says of it if that is no path */
 /* A file without a name in any directory; ERR_PTR. /proc shows anon_inode:NAME. */
 struct file *anon_inode_getfile(const char *name, const struct file_ops *ops, void *private, u32 flags);
 /* The same for an inode, whose reference it takes over; /proc shows "/NAME (deleted)". ERR_PTR (then the inode is put). */
 struct file *alloc_file_pseudo(struct inode *inode, const char *name, u32 flags, const struct file_ops *ops);
 struct file *file_open(const char *path, u32 flags, u32 mode);	/* by the kernel; ERR_PTR */
 struct file *dentry_open(struct dentry *d, u32 flags);		/* ERR_PTR */
-ssize_t kernel_read(struct file *f, void *buf, u64 size, loff_t *pos);	/* kernel address */
+ssize_t kernel_read(struct file *f, void *buf, u64 size, loff_t *pos);	/* kernel address; files in memory only */
+ssize_t kernel_write(struct file *f, const void *buf, u64 size, loff_t *pos);
 loff_t generic_llseek(struct file *f, loff_t off, int whence);
 /* The whole file in vmalloc()ed memory; size or -errno. */
 ssize_t kernel_read_file(struct file *f, void **buf, u64 max);
@@ -172,10 +181,28 @@ void fs_put(struct fs *fs);
 int path_lookup(int dirfd, const char *path, u32 flags, struct dentry **out, char last[NAME_MAX + 1]);
 void dget(struct dentry *d);
 void dput(struct dentry *d);
+char *getname(const char *user);		/* a program's path, kmalloc()ed; ERR_PTR */
+int user_path(int dirfd, const char *upath, u32 flags, struct dentry **out);
+/* As the system calls do, by the kernel too (initramfs): umask applied; 0 or -errno. */
+int vfs_mkdir(int dirfd, const char *path, u32 mode);
+int vfs_symlink(const char *target, int dirfd, const char *path);
+int vfs_mknod(int dirfd, const char *path, u32 mode, u64 rdev);	/* mode with its type */
+int vfs_link(struct dentry *old, int dirfd, const char *path);
 ssize_t dentry_path(struct dentry *d, char *buf, u64 size);	/* absolute path; length or -ENAMETOOLONG */
 /* For in-kernel file systems: a name below dir with a new inode; ERR_PTR(-EEXIST, -ENOMEM). */
 struct dentry *vfs_make(struct dentry *dir, const char *name, u32 mode, const struct file_ops *fops, void *private);
 void vfs_remove(struct dentry *d);		/* with everything below */
+
+/* What the tree of names consists of; namespace_lock (a mutex) protects parents, children, mounts and names. */
+extern struct mutex namespace_lock;
+struct dentry *d_alloc(struct dentry *parent, const char *name, u32 len);	/* not in the tree yet; NULL */
+void d_add(struct dentry *parent, struct dentry *d);	/* pins it there; lock held */
+void d_drop(struct dentry *d);				/* the name goes; lock held */
+struct dentry *d_find(struct dentry *parent, const char *name, u32 len);	/* pinned, no reference; lock held */
+struct dentry *d_make_root(struct super *s, struct inode *inode);
+/* Lists a directory of pinned names; file_ops of directories. */
+extern const struct file_ops dir_file_ops;
+int dir_iterate(struct file *f, void *ctx, filldir_t fill, loff_t *pos);
 int inode_permission(const struct inode *inode, u32 want);	/* 4 read, 2 write, 1 execute; -EACCES */
 
 /* ---- file systems ---- */
@@ -196,6 +223,9 @@ struct chrdev {
 	struct list_head list;
 };
 int register_chrdev(struct chrdev *dev);
+const struct file_ops *chrdev_fops(u64 rdev);		/* NULL: no such device */
+#define MKDEV(major, minor)	((u64)(major) << 8 | (minor))	/* both below 256 here */
+extern const struct file_ops fifo_file_ops;		/* fs/pipe.c */
 
 /* Text files of /proc, sysfs and debugfs: show() writes into a buffer that grows. */
 struct seq {
