@@ -48,14 +48,16 @@ static struct file *file_new(struct dentry *d, u32 flags, const struct file_ops 
 }
 
 static const struct file_ops path_file_ops = { 0 };
-static const struct file_ops no_file_ops = { 0 };
 
 struct file *dentry_open(struct dentry *d, u32 flags)
 {
-	const struct file_ops *ops = flags & O_PATH ? &path_file_ops : d->inode->fops ? d->inode->fops : &no_file_ops;
-	struct file *f = file_new(d, flags, ops);
+	const struct file_ops *ops = flags & O_PATH ? &path_file_ops : d->inode->fops;
+	struct file *f;
 	int err;
 
+	if (!ops)		/* a device that is not there, a socket, an anonymous inode */
+		return ERR_PTR(-ENXIO);
+	f = file_new(d, flags, ops);
 	if (!f)
 		return ERR_PTR(-ENOMEM);
 	if (ops->open) {

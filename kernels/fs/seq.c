@@ -111,6 +111,8 @@ int seq_init_inode(struct inode *inode, int (*show)(struct seq *s, void *private
 	return 0;
 }
 
+void *seq_private(const struct inode *inode) { return ((struct seq_source *)inode->private)->private; }
+
 struct dentry *seq_file_create(struct dentry *dir, const char *name, u32 mode, int (*show)(struct seq *s, void *private),
 			       void *private)
 {

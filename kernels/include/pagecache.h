@@ -22,6 +22,7 @@ struct mapping {
 	u32 writable;			/* shared writable mappings, for F_SEAL_WRITE */
 };
 
+u64 page_cache_pages(void);		/* of all files */
 void mapping_init(struct mapping *m, struct inode *inode);
 struct folio *mapping_find(struct mapping *m, u64 index);	/* folio that covers the page; no reference taken */
 int mapping_add(struct mapping *m, struct folio *f, u64 index);	/* takes a reference; 0, -EEXIST, -ENOMEM, -EINVAL */

@@ -54,7 +54,7 @@ struct file;
 struct vma;
 struct wait_queue;
 struct poll_table;
-struct kstat;
+struct seq;
 
 typedef int (*filldir_t)(void *ctx, const char *name, u32 len, u64 ino, u32 type);	/* non-zero stops */
 
@@ -223,6 +223,8 @@ struct chrdev {
 	struct list_head list;
 };
 int register_chrdev(struct chrdev *dev);
+void show_devices(struct seq *s, u32 major);		/* lines of /proc/misc */
+bool dir_iterate_dots(struct file *f, void *ctx, filldir_t fill, loff_t *pos);	/* "." and ".."; false: buffer full */
 const struct file_ops *chrdev_fops(u64 rdev);		/* NULL: no such device */
 #define MKDEV(major, minor)	((u64)(major) << 8 | (minor))	/* both below 256 here */
 extern const struct file_ops fifo_file_ops;		/* fs/pipe.c */
@@ -234,5 +236,8 @@ struct seq {
 };
 void seq_printf(struct seq *s, const char *fmt, ...) __printf(2, 3);
 void seq_write(struct seq *s, const void *data, u64 len);
+/* Makes an inode such a file; its evict frees what this allocates. seq_private() is what show() gets. */
+int seq_init_inode(struct inode *inode, int (*show)(struct seq *s, void *private), void *private);
+void *seq_private(const struct inode *inode);
 struct dentry *seq_file_create(struct dentry *dir, const char *name, u32 mode, int (*show)(struct seq *s, void *private),
 			       void *private);

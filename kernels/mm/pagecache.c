@@ -17,6 +17,8 @@
 #define NODE_SLOTS	(1UL << NODE_LOG2)
 #define HEIGHT_MAX	6		/* 2^54 pages: more than a file can have */
 
+static u64 total_pages;
+
 struct node {
 	u64 slot[NODE_SLOTS];
 };
@@ -47,6 +49,8 @@ static struct node *node_new(void)
 static unsigned int folio_level(unsigned int order) { return order < NODE_LOG2 ? 1 : 2; }
 static bool covers(u32 height, u64 index) { return height >= HEIGHT_MAX || index >> (height * NODE_LOG2) == 0; }
 static u64 level_index(u64 index, u32 level) { return index >> ((level - 1) * NODE_LOG2) & (NODE_SLOTS - 1); }
+
+u64 page_cache_pages(void) { return total_pages; }
 
 void mapping_init(struct mapping *m, struct inode *inode)
 {
@@ -189,6 +193,7 @@ int mapping_add(struct mapping *m, struct folio *f, u64 index)
 	f->page.index = index;
 	folio_get(f);
 	m->nr_pages += pages;
+	__atomic_add_fetch(&total_pages, pages, __ATOMIC_RELAXED);
 	return 0;
 }
 
@@ -208,6 +213,7 @@ void mapping_remove(struct mapping *m, struct folio *f)
 		virt_to_page(n)->index--;
 	}
 	m->nr_pages -= pages;
+	__atomic_sub_fetch(&total_pages, pages, __ATOMIC_RELAXED);
 	f->page.mapping = NULL;
 	prune(m, index);
 	folio_put(f);
