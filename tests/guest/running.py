@@ -60,11 +60,13 @@ def on_luemu(
     *,
     memory_mib: int = MEMORY_MIB,
     max_instructions: int = 200_000_000,
+    max_seconds: int = 20,
     entry: str = "auto",
     prepare: Callable[[Machine], None] | None = None,
 ) -> Run:
     """Boot the ELF file and run until the machine stops; a kernel that does not end fails the caller's
-    look at `stop`. `prepare` changes the machine before the first instruction."""
+    look at `stop`. It has `max_seconds` of its own time too, for one that sleeps forever. `prepare`
+    changes the machine before the first instruction."""
     names = symbols(release)
     start, end = names.address("_text"), names.address("_end")
     assert start is not None and end is not None
@@ -72,7 +74,7 @@ def on_luemu(
         m.boot(Boot(kernel=elf(release).read_bytes(), cmdline=cmdline, entry=entry))
         if prepare is not None:
             prepare(m)
-        stop = m.run(max_instructions=max_instructions)
+        stop = m.run(max_seconds * 10**9, max_instructions=max_instructions)
         text = m.console.decode("ascii").replace("\r\n", "\n")
         image = m.memory.read(_load_address(elf(release)), end - start).tobytes()
         return Run(text, stop, image, start)
