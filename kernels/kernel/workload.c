@@ -24,6 +24,7 @@
 
 #define CHAIN_PATH		"/boot/chain"
 #define GENERATION_OPTION	"luemu.generation="
+#define OUR_SUFFIX		"-luemu"
 
 static char failure[160];
 
@@ -58,16 +59,24 @@ static _Noreturn void finish(void)
 
 /* ---- place in the chain ---- */
 
-u32 kernel_generation(void)
+/* What the kernel before says of itself; NULL if nothing was handed over. */
+static const struct kho_kexec_metadata *metadata_received(void)
 {
 	const struct kho_kexec_metadata *metadata;
 	phys_addr_t phys;
 	u64 size;
 
 	if (kho_retrieve_subtree(KHO_METADATA_NODE_NAME, &phys, &size) || size < sizeof(*metadata))
-		return 0;
+		return NULL;
 	metadata = phys_to_virt(phys);
-	return metadata->version == KHO_KEXEC_METADATA_VERSION ? metadata->kexec_count : 0;
+	return metadata->version == KHO_KEXEC_METADATA_VERSION ? metadata : NULL;
+}
+
+u32 kernel_generation(void)
+{
+	const struct kho_kexec_metadata *metadata = metadata_received();
+
+	return metadata ? metadata->kexec_count : 0;
 }
 
 static u64 expected_generation;
@@ -78,9 +87,16 @@ static int set_generation(const char *value)
 }
 early_param("luemu.generation", set_generation);
 
+/* Ours have a suffix in their release that no Linux has. */
 bool previous_was_ours(void)
 {
-	return expected_generation && kernel_generation() == expected_generation;
+	const struct kho_kexec_metadata *metadata = metadata_received();
+	char release[sizeof(metadata->previous_release)];
+
+	if (!metadata)
+		return false;
+	strscpy(release, metadata->previous_release, sizeof(release));
+	return strstr(release, OUR_SUFFIX) != NULL;
 }
 
 static const char *line_end(const char *s, const char *end)
