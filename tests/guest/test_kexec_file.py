@@ -398,11 +398,17 @@ def test_huge_command_line_of_a_kernel_that_takes_it(kexec: Kexec) -> None:
     assert named(kexec.image())["parameters"].contents == (0x1000 + 100001 + 30 + 15 & ~15) + 48
 
 
-@pytest.mark.parametrize("kho", [False, True])
-def test_every_allocation_may_fail(kexec: Kexec, kho: bool) -> None:
+@pytest.mark.parametrize(
+    ("scratch", "pages"),
+    [(SCRATCH, None), (None, None), (None, (256 * MIB - 2 * PAGE, 300 * MIB))],
+    ids=["KHO", "without", "pages in the way"],
+)
+def test_every_allocation_may_fail(
+    kexec: Kexec, scratch: Sequence[tuple[int, int]] | None, pages: tuple[int, int] | None
+) -> None:
     file, n = BzImage(init_size=0x8000).build(), 0
     while True:
-        kexec.reset(scratch=SCRATCH if kho else None)
+        kexec.reset(scratch=scratch, pages=pages)
         kexec.lib.host_fail_after(n)
         result = kexec.load(file, b"i" * 9000)
         if result == 0:
