@@ -41,9 +41,10 @@ static const void *map_fdt(phys_addr_t fdt_phys, u64 fdt_len)
 	u64 map;
 	int err;
 
-	fdt_len = min(fdt_len, (u64)FDT_SIZE_MAX);
-	if (IS_ALIGNED(fdt_phys, PAGE_SIZE) && fdt_phys && is_ram(fdt_phys, fdt_len))
+	if (IS_ALIGNED(fdt_phys, PAGE_SIZE) && fdt_phys && is_ram(fdt_phys, fdt_len)) {
+		fdt_len = min(fdt_len, (u64)FDT_SIZE_MAX);
 		fdt = early_map(fdt_phys, fdt_len);
+	}
 	if (!fdt) {
 		pr_warn("setup: failed to memremap FDT (0x%llx)\n", (unsigned long long)fdt_phys);
 		return NULL;

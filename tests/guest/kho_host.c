@@ -17,11 +17,11 @@
 #include "kho.h"
 #include "kho_internal.h"
 #include "block.h"
-#include "breakage.h"
 #include "memblock.h"
 #include "panic.h"
 #include "printk.h"
 #include "sched.h"
+#include "test_kho.h"
 
 #define AREAS_MAX	64
 #define LOG_MAX		262144
@@ -248,13 +248,16 @@ void vfree(const void *p)
 {
 	struct vm_struct *area = find_vm_area(p);
 
-	munmap((void *)area->addr, area->size);
 	for (u64 i = 0; i < area->nr_pages; i++)
 		__free_pages(area->pages[i], 0);
-	kfree(area->pages);
+	if (is_vmalloc_addr(area->pages))
+		vfree(area->pages);
+	else
+		kfree(area->pages);
 	for (int i = 0; i < AREAS_MAX; i++)
 		if (areas[i] == area)
 			areas[i] = NULL;
+	munmap((void *)area->addr, area->size);
 	free(area);
 	outstanding--;
 }
@@ -280,7 +283,7 @@ int kexec_locate_hole(struct kexec_buf *kbuf, phys_addr_t start, phys_addr_t end
 	return 0;
 }
 
-bool breaks(const char *class, u64 *n) { (void)class; (void)n; return false; }
+const struct kho_scratch *test_scratch_break(void) { return kho_scratch; }
 
 /* ---- driven by the test ---- */
 
@@ -375,6 +378,11 @@ void host_page(u64 pfn, u64 *out)
 	out[2] = page->private;
 	out[3] = page->order;
 }
+void host_private(u64 *out, u64 n)
+{
+	for (u64 pfn = 0; pfn < n; pfn++)
+		out[pfn] = pfn_to_page(pfn)->private;
+}
 u64 host_regions(const struct memblock_region **regions, bool reserved)
 {
 	*regions = reserved ? memblock.reserved.regions : memblock.memory.regions;
@@ -390,6 +398,8 @@ bool host_scratch(unsigned int i, u64 *out)
 	out[1] = kho_scratch[i].size;
 	return true;
 }
+int host_radix_add(u64 pfn, unsigned int order) { return kho_radix_add(&kho_out.tree, pfn, order); }
+void host_radix_del(u64 pfn, unsigned int order) { kho_radix_del(&kho_out.tree, pfn, order); }
 u64 host_sizeof_set(void) { return sizeof(struct kho_block_set); }
 u64 host_set_head(const struct kho_block_set *set) { return set->head; }
 u64 host_set_blocks(const struct kho_block_set *set) { return set->nr_blocks; }

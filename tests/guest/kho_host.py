@@ -74,8 +74,8 @@ class Ram:
         return self.bytes[phys : phys + 8 * count].view("<u8")
 
     def close(self) -> None:
-        del self.bytes
-        self.map.close()
+        """Views keep the bytes until they are gone themselves."""
+        del self.bytes, self.map
         os.close(self.fd)
 
     def __enter__(self) -> Ram:
@@ -101,7 +101,7 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         self._lib = ctypes.CDLL(str(path))
-        self._functions: dict[str, Any] = {}
+        self._unloaded = False
 
     def __getattr__(self, name: str) -> Any:
         function = getattr(self._lib, name)
@@ -121,14 +121,22 @@ class Library:
         return call
 
     def unload(self) -> None:
-        _ctypes.dlclose(self._lib._handle)
+        """Once is enough; nothing may be called afterwards."""
+        if not self._unloaded:
+            _ctypes.dlclose(self._lib._handle)
+        self._unloaded = True
 
 
 class Kernel:
-    """One boot. `lib` has the kernel's functions and those of `kho_host.c`."""
+    """One boot. `lib` has the kernel's functions and those of `kho_host.c`. There is one at a time."""
+
+    _running: Kernel | None = None
 
     def __init__(self, library: Path, ram: Ram, pages: tuple[int, int] | None = None) -> None:
         """The page allocator takes pages from `pages`, (start, end)."""
+        if Kernel._running is not None:
+            Kernel._running.close()  # of a test that failed
+        Kernel._running = self
         self.ram = ram
         self.lib = Library(library)
         flat = [value for start, end in ram.ranges for value in (start, end - start)]
@@ -138,6 +146,8 @@ class Kernel:
 
     def close(self) -> None:
         self.lib.unload()
+        if Kernel._running is self:
+            Kernel._running = None
 
     def __enter__(self) -> Kernel:
         return self
@@ -207,6 +217,12 @@ class Kernel:
         out = (_U64 * 4)()
         self.lib.host_page(phys // PAGE, out)
         return out[0], out[1], out[2], out[3]
+
+    def private_words(self) -> Words:
+        """page->private of every page."""
+        out = np.zeros(self.ram.size // PAGE, dtype=np.uint64)
+        self.lib.host_private(out.ctypes.data, len(out))
+        return out
 
     @property
     def log(self) -> str:
