@@ -14,7 +14,7 @@ import pytest
 
 from emu import Machine
 from emu.boot import Boot
-from emu.debug import kexec
+from emu.debug import guest, kexec
 from emu.debug.layout import Layouts
 from emu.debug.sdt import Probes
 from emu.initramfs import Initramfs
@@ -288,6 +288,48 @@ def test_scratch_that_is_too_small() -> None:
         assert "kexec-bzImage64: no place for the initrd" in text
         assert "error -99" in text
         assert w.image is None
+
+
+# ---- the image in memory ----------------------------------------------------------------------------------
+
+
+def test_a_damaged_image_is_not_believed() -> None:
+    layouts = Layouts.read(elf("old"))
+    segment = layouts.offset("kimage", "segment")
+    damages = [
+        ("nr_segments", layouts.offset("kimage", "nr_segments"), 0, "0 segments"),
+        ("nr_segments", layouts.offset("kimage", "nr_segments"), 17, "17 segments"),
+        ("start", layouts.offset("kimage", "start"), 0, "make no sense"),
+        ("kernel", layouts.offset("kimage", "kernel"), 0x1000, "its kernel is at 0x1000"),
+        ("mem", segment + layouts.offset("kexec_segment", "mem"), 0x1234, "make no sense"),
+        ("memsz", segment + layouts.offset("kexec_segment", "memsz"), 0, "make no sense"),
+        ("bufsz", segment + layouts.offset("kexec_segment", "bufsz"), 1 << 40, "make no sense"),
+        ("head", layouts.offset("kimage", "head"), 0x10, "has an entry 0x10"),
+        ("head", layouts.offset("kimage", "head"), 8, "does not begin with one"),
+        ("head", layouts.offset("kimage", "head"), 1 << 50 | 2, "0x4000000000000"),
+        ("pgd", layouts.offset("kimage", "pgd"), 0x1000, "is not mapped"),
+    ]
+    seen: list[str] = []
+    (probe,) = Probes.read(elf("old")).at("kexec:jump")
+
+    def at_jump(m: Machine, image: kexec.Image) -> None:
+        address = probe.read(m)[0]
+        for name, offset, value, words in damages:
+            at = guest.translate(m, address + offset)
+            before = m.memory.read(at, 8).tobytes()
+            m.memory.write(at, value.to_bytes(8, "little"), by="test")
+            with pytest.raises(kexec.UnknownImage, match=words):
+                kexec.read(m, address, elf("old"))
+            m.memory.write(at, before, by="test")
+            seen.append(name)
+        with pytest.raises(kexec.UnknownImage, match="is not mapped"):
+            kexec.read(m, 0x1000, elf("old"))
+        assert kexec.read(m, address, elf("old")) == image
+
+    with watched("old", chain("/boot/new"), at_jump=at_jump) as w:
+        text = w.run()
+        assert text.rstrip().endswith("luemu: verdict ok"), text[-2000:]
+    assert seen == [name for name, *_ in damages]
 
 
 # ---- without KHO, above 4 GiB, elsewhere ------------------------------------------------------------------
