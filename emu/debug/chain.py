@@ -110,10 +110,10 @@ class Chain:
         if not self.own:
             return _LINUX_KERNEL
         kernel = self.kernel(generation)
-        name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(kernel.name).name)
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", kernel.short)
         if "." not in name:
             name += ".bzImage"
-        same = [k for k in dict.fromkeys(self.kernels) if Path(k.name).name == Path(kernel.name).name]
+        same = [k for k in dict.fromkeys(self.kernels) if k.short == kernel.short]
         return f"{IMAGES}/{name}" if len(same) == 1 else f"{IMAGES}/{same.index(kernel)}-{name}"
 
     def _lines(self) -> list[str]:

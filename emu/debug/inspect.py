@@ -33,7 +33,7 @@ from kho.check import MOMENTS, Report, Segment
 from kho.errors import ImageError, KhoError
 from kho.handover import Handover
 from kho.image import Image, MappedMemory, open_image
-from kho.memory import Reader
+from kho.memory import PhysicalMemory, Reader
 from kho.setup_data import ScratchArea, ScratchList
 from luo import Luo, payload_bytes
 from luo.abi import SEAL_NAMES
@@ -169,6 +169,17 @@ def open_handover(args: argparse.Namespace) -> Opened:
         if scratch is None and neighbour.moment == "J":
             given = _neighbour_scratch(Reader(memory), neighbour)
     return Opened(image, Handover.read(memory, fdt, given, search=True), moment, neighbour)
+
+
+def open_memory(args: argparse.Namespace) -> tuple[PhysicalMemory, int | None]:
+    """Memory of the image of the command line, and where its root FDT is, if that is given. KhoError."""
+    path = Path(args.image)
+    memory = _open(path).memory
+    if memory is None:
+        raise ImageError("the image has no memory", str(path))
+    neighbour = read_neighbour(path)
+    fdt = parse_options(args)[0]
+    return memory, fdt if fdt is not None or neighbour is None else neighbour.fdt
 
 
 def _open(path: Path) -> Image:

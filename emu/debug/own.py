@@ -20,7 +20,7 @@ import numpy as np
 from emu.debug import guest
 from emu.debug.release import Kernel
 from emu.debug.sdt import Probe
-from emu.debug.view import PG_BUDDY, PG_RESERVED, RSRV_NOINIT, UnknownLayout, View
+from emu.debug.view import PG_BUDDY, PG_RESERVED, RSRV_NOINIT, UnknownLayout, View, took_handover
 from emu.errors import AddressError, ImageError
 from emu.machine import Machine, Snapshot
 from kho.abi import METADATA, PAGE_SIZE, RESTORE_MAGIC
@@ -305,17 +305,14 @@ class OwnChecker:
     def _adopts(self) -> None:
         """K: the entry of kho_memory_init."""
         now = self._now
-        if now.received is None:
-            return
         view = self._view()
-        try:
-            now.adopted = bool(view.member(view.symbol("kho_in"), "kho_in", "fdt"))
-        except (UnknownLayout, ImageError) as e:
-            now.adopted = now.populated
-            self._unknown("INV-36", str(e))
+        with self._checking("INV-36"):
+            now.adopted = took_handover(self.machine, now.kernel)
         if not now.adopted:
             for id in OBSERVED:
                 self._unknown(id, NOT_ADOPTED)
+            return
+        if now.received is None:
             return
         message = "allocations are not limited to scratch before memory is adopted"
         self._check_scratch_only(view, "K", True, message)

@@ -18,10 +18,12 @@ of `kho_memory_init` in the new one; F, after `memblock_free_all` there.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from emu.debug import guest
 from emu.debug.release import Kernel
+from emu.debug.view import UnknownLayout, took_handover
 from emu.machine import Machine
 
 NAMES = {
@@ -234,6 +236,9 @@ class PhaseObserver:
                 self._until_return(machine, self.records[-1].id)
             if name == "kho_populate":
                 self._populated = True
+            if name in ("e820__memblock_setup", "kho_memory_init") and self.kernel.own:
+                with suppress(UnknownLayout):
+                    self._populated = self._populated and took_handover(machine, self.kernel)
             if name == "kho_memory_init":
                 if self.generation and self.on_moment is not None:
                     self.on_moment(machine, "K", self.generation)

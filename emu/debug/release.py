@@ -37,6 +37,11 @@ _ALLOCATED, _CODE, _CODE_ONLY = 2, 5, 4
 """Flags of a section: takes memory; writable or executable, executable and not writable."""
 
 
+def kernel_name(text: str) -> Path | str:
+    """A release by its name, anything else is a path (./old for a file of that name)."""
+    return text if text in RELEASES else Path(text)
+
+
 @dataclass(frozen=True, eq=False)
 class Kernel:
     """``name`` is what it was called by; ``image`` what is booted; ``elf`` the bytes of its ELF file, empty
@@ -83,6 +88,11 @@ class Kernel:
         return cls(str(text), path, image, symbols=Symbols.beside(path))
 
     # ---- what it is ----------------------------------------------------------------------------
+
+    @property
+    def short(self) -> str:
+        """Its name without directories, for messages."""
+        return Path(self.name).name
 
     @property
     def release(self) -> str:
@@ -197,4 +207,4 @@ def _is_own_image(image: bytes) -> bool:
     return _version(image).endswith(_OWN_VERSION)
 
 
-__all__ = ["FORMATS", "RELEASES", "Kernel", "accepted_formats"]
+__all__ = ["FORMATS", "RELEASES", "Kernel", "accepted_formats", "kernel_name"]

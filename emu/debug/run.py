@@ -28,7 +28,7 @@ from emu.debug.output import (
     size,
 )
 from emu.debug.phases import NAMES, Record
-from emu.debug.release import RELEASES
+from emu.debug.release import RELEASES, kernel_name
 from emu.debug.update import MAX_INSTRUCTIONS, Options, Result, Update, split_command
 from emu.errors import ConfigError, EmuError, ImageError
 from emu.files import read_file
@@ -122,8 +122,8 @@ def _when(text: str, option: str) -> tuple[str, Path]:
 
 def options(args: argparse.Namespace) -> Options:
     """Options of the command line. Raises UsageError."""
-    old = _kernel(args.old if args.old is not None else DEFAULT_OLD)
-    new = [_kernel(text) for text in args.new] or [DEFAULT_NEW if args.old is None else old]
+    old = kernel_name(args.old if args.old is not None else DEFAULT_OLD)
+    new = [kernel_name(text) for text in args.new] or [DEFAULT_NEW if args.old is None else old]
     files: list[tuple[Path, str]] = []
     for text in args.file:
         host, separator, guest = text.rpartition(":")
@@ -168,11 +168,6 @@ def options(args: argparse.Namespace) -> Options:
         max_instructions=parse_number(args.max_instructions, "--max-instructions"),
         at=at,
     )
-
-
-def _kernel(text: str) -> Path | str:
-    """A release by its name, anything else is a path (./old for a file of that name)."""
-    return text if text in RELEASES else Path(text)
 
 
 def _parameters(args: argparse.Namespace) -> list[str]:

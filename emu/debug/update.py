@@ -134,6 +134,8 @@ class Examined:
 
     generation: int
     fdt: int = 0
+    fdt_given: int = 0
+    """where the kernel says that its root FDT is"""
     snapshot: Snapshot | None = None
     scratch: Any = None
     scratch_phys: int | None = None
@@ -173,8 +175,8 @@ class Examined:
     def facts(self, moment: str) -> dict[str, Any]:
         """What a dump's .json says of the handover."""
         out: dict[str, Any] = {"moment": moment}
-        if self.fdt:
-            out["kho_fdt_pa"] = hex(self.fdt)
+        if self.fdt or self.fdt_given:
+            out["kho_fdt_pa"] = hex(self.fdt or self.fdt_given)
         if self.scratch_phys is not None:
             out["scratch_list_pa"] = hex(self.scratch_phys)
         if self.scratch is not None:
@@ -382,7 +384,7 @@ class Update:
             self.failure.append(reason)
 
     def _kernel_name(self, generation: int) -> str:
-        return f"kernel {generation} ({self.chain.kernel(generation).name})"
+        return f"kernel {generation} ({self.chain.kernel(generation).short})"
 
     def _host_writes_memory(self, phys: int, size: int, by: str) -> None:
         """From the jump until the new kernel has adopted memory, only the guest and its devices may write."""
@@ -419,8 +421,10 @@ class Update:
         except kexec.UnknownImage as e:
             found.not_checked["INV-13"] = found.not_checked["INV-28"] = str(e)
         scratch = _scratch(m, kernel)
+        given = _root_fdt(m, kernel)
+        found.fdt_given = given or 0
         try:
-            handover = Handover.read(m.memory, _root_fdt(m, kernel), scratch=scratch, search=not kernel.own)
+            handover = Handover.read(m.memory, given, scratch=scratch, search=not kernel.own)
         except KhoError as e:
             found.unreadable(e, "J")
             self.failure.append(f"the handover of update {generation + 1} cannot be read at J: {e}")

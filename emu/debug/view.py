@@ -319,10 +319,16 @@ class View:
                                 yield where + (i << 12), entry
 
 
+def took_handover(machine: Machine, kernel: Kernel) -> bool:
+    """Whether a kernel of the project has accepted what it was handed, once it has looked at it."""
+    view = View(machine, kernel)
+    return bool(view.member(view.symbol("kho_in"), "kho_in", "fdt"))
+
+
 def _signed(values: Words, size: int, member: str) -> NDArray[np.int64]:
     if member == "refcount" and size == 4:
         return values.astype(np.uint32).view(np.int32).astype(np.int64)
     return values.view(np.int64)
 
 
-__all__ = ["Regions", "UnknownLayout", "View"]
+__all__ = ["Regions", "UnknownLayout", "View", "took_handover"]
