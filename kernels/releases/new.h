@@ -2,6 +2,8 @@
 #define RELEASE_NAME		"new"
 #define RELEASE_VERSION		"2.0.0-luemu"
 #define RELEASE_KHO_COMPATIBLE	"kho-v4"
+#define RELEASE_LUO_COMPATIBLE	"luo-v5"
+#define RELEASE_MEMFD_COMPATIBLE	"memfd-v2"
 
 #define RELEASE_PREF_ADDRESS	0x2000000
 #define KERNEL_BASE		0xffffffffa0000000

@@ -10,6 +10,7 @@
 #include "../../kernels/include/types.h"
 #include "../../kernels/include/page.h"
 #include "abi.h"
+#include "claim.h"
 
 struct kimage;
 struct kexec_buf;
@@ -34,6 +35,8 @@ int kho_add_subtree(const char *name, void *blob, u64 size);
 void kho_remove_subtree(void *blob);
 
 /* ---- restoring, in the new kernel ---- */
+/* Whether a preserved block, not restored yet, begins at this claimed address; its order. */
+bool kho_is_preserved(claim_t c, unsigned int *order);
 struct folio *kho_restore_folio(phys_addr_t phys);
 struct page *kho_restore_pages(phys_addr_t phys, u64 nr_pages);
 void *kho_restore_vmalloc(const struct kho_vmalloc *desc);

@@ -46,8 +46,6 @@ static inline void kho_stamp(u64 pfn, unsigned int order)
 {
 	pfn_to_page(pfn)->private = KHO_PAGE_MAGIC << 32 | order;
 }
-/* Whether a preserved block, not restored yet, begins at this claimed address; its order. */
-bool kho_is_preserved(claim_t c, unsigned int *order);
 /* Whether preserved blocks tile [claimed, claimed + nr_pages) exactly. */
 bool kho_are_preserved(claim_t c, u64 nr_pages);
 
