@@ -13,18 +13,18 @@ struct luo_ser {			/* blob of the sub-tree "LUO" */
 	u64 liveupdate_num;
 	u64 sessions_pa;		/* first session block, 0: none, or not serialized */
 	u64 flbs_pa;
-} __packed;
+};
 static_assert(sizeof(struct luo_ser) == 32, "luo-v5");
 
 #define LUO_SESSION_NAME_LENGTH 64
 struct luo_file_set_ser {
 	u64 files;			/* first file block, 0: no files */
 	u64 count;
-} __packed;
+};
 struct luo_session_ser {		/* entry of the chain of session blocks */
 	char name[LUO_SESSION_NAME_LENGTH];
 	struct luo_file_set_ser file_set;
-} __packed;
+};
 static_assert(sizeof(struct luo_session_ser) == 80, "luo-v5");
 
 #define LUO_COMPATIBLE_LENGTH 48
@@ -32,18 +32,18 @@ struct luo_file_ser {			/* entry of a chain of file blocks */
 	char compatible[LUO_COMPATIBLE_LENGTH];
 	u64 data;			/* the handler's handle */
 	u64 token;
-} __packed;
+};
 static_assert(sizeof(struct luo_file_ser) == 64, "luo-v5");
 
 #define LUO_FLB_PGCNT	1
 struct luo_flb_header_ser {
 	u64 pgcnt, count;
-} __packed;
+};
 struct luo_flb_ser {
 	char name[LUO_COMPATIBLE_LENGTH];
 	u64 data;
 	u64 count;			/* users */
-} __packed;
+};
 static_assert(sizeof(struct luo_flb_ser) == 64, "luo-v5");
 #define LUO_FLB_MAX	((4096 * LUO_FLB_PGCNT - sizeof(struct luo_flb_header_ser)) / sizeof(struct luo_flb_ser))
 static_assert(LUO_FLB_MAX == 63, "luo-v5");
@@ -55,13 +55,13 @@ struct memfd_luo_ser {
 	u32 seals, flags;		/* flags: 0 */
 	u64 nr_folios;
 	struct kho_vmalloc folios;	/* an array of memfd_luo_folio_ser; zero without folios */
-} __packed;
+};
 static_assert(sizeof(struct memfd_luo_ser) == 48, "memfd-v2");
 
 struct memfd_luo_folio_ser {
 	u64 pfn_flags;			/* pfn in bits 0 to 51, flags above; pfn 0: a hole */
 	u64 index;			/* first page in the file */
-} __packed;
+};
 static_assert(sizeof(struct memfd_luo_folio_ser) == 16, "memfd-v2");
 #define MEMFD_LUO_PFN_BITS	52
 #define MEMFD_LUO_FOLIO_DIRTY	(1UL << 52)
