@@ -11,6 +11,15 @@ extern bool mm_junk;
 
 /* Like memblock_next_free(), of the memory regions with (flags & mask) == flags only, scratch-only or not. */
 bool memblock_next_free_flags(phys_addr_t *cursor, phys_addr_t *start, phys_addr_t *end, u32 mask, u32 flags);
+/* The same without searching: memblock must not change meanwhile. `at` may be moved back into the stretch that came
+ * last. */
+struct memblock_free_iter {
+	phys_addr_t at;
+	u64 memory, reserved;		/* indices of the first regions that end behind it */
+	u32 mask, flags;
+};
+void memblock_free_iter_init(struct memblock_free_iter *it, phys_addr_t from, u32 mask, u32 flags);
+bool memblock_free_iter_next(struct memblock_free_iter *it, phys_addr_t *start, phys_addr_t *end);
 
 /* Devices have the last part of the vmalloc area. */
 #define IOREMAP_SIZE	(1UL << 32)

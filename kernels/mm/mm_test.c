@@ -14,6 +14,7 @@
 #define SLOTS		256
 #define BUDDY_STEPS	4000
 #define SLAB_STEPS	6000
+#define BULK_PAGES	20000
 #define EXHAUST_MAX	(1 * GIB >> PAGE_SHIFT)	/* larger machines are not emptied */
 
 struct slot {
@@ -40,15 +41,15 @@ static void stamp(struct slot *s)
 
 static bool stamped(const struct slot *s)
 {
-	return get_unaligned_u64(s->p + s->size - 8) == ~s->stamp && (s->size < 16 || get_unaligned_u64(s->p) == s->stamp);
+	if (get_unaligned_u64(s->p + s->size - 8) != ~s->stamp)
+		return false;
+	return s->size < 16 || get_unaligned_u64(s->p) == s->stamp;
 }
 
 static bool filled(const u8 *p, u64 size, u8 value)
 {
-	for (u64 i = 0; i < size; i++)
-		if (p[i] != value)
-			return false;
-	return true;
+	/* All bytes are equal to their neighbours, and the first is the value. */
+	return p[0] == value && !memcmp(p, p + 1, size - 1);
 }
 
 /* ---- page allocator ---- */
@@ -458,6 +459,13 @@ static void test_vmemmap(void)
 	CHECK(mapped - before <= (sizeof(struct page) << MAX_PAGE_ORDER >> PAGE_SHIFT) + 1 + 2);
 	CHECK(vmemmap_pages() == mapped);
 	__free_pages(block, MAX_PAGE_ORDER);
+	/* More than the reserve at a time; what is written is what is there. */
+	before = available();
+	for (u64 pfn = max_pfn - min(max_pfn, BULK_PAGES); pfn < max_pfn; pfn++)
+		WRITE_ONCE(pfn_to_page(pfn)->index, READ_ONCE(pfn_to_page(pfn)->index));
+	CHECK(available() == before);
+	CHECK(vmemmap_pages() >= mapped);
+	check_free_lists();
 	CHECK(!vmemmap_fault(PAGE_OFFSET));
 	CHECK(!vmemmap_fault(VMEMMAP_BASE - 1));
 }

@@ -11,7 +11,12 @@
 #include <unistd.h>
 
 #include "../../kernels/mm/memblock.c"
+#include "../../kernels/mm/memblock_alloc.c"
+#include "../../kernels/mm/memblock_noinit.c"
+#include "../../kernels/mm/memblock_query.c"
 #include "../../kernels/mm/page_alloc.c"
+#include "../../kernels/mm/page_init.c"
+#include "../../kernels/mm/show_mem.c"
 #include "../../kernels/mm/folio.c"
 #include "../../kernels/mm/slab.c"
 #include "arch.h"
