@@ -16,6 +16,8 @@ _Noreturn void workload_run(void);
 /* Something that was to be verified is not as it should be. The first reason is the verdict. */
 void verdict_fail(const char *fmt, ...) __printf(1, 2);
 bool verdict_failed(void);
+/* Prints the verdict and switches off. */
+_Noreturn void verdict_finish(void);
 
 /* The KHO test (kho/guest/test_kho.c). Restores at device_initcall; saves when the workload asks for it. Errors
  * go into the verdict. */

@@ -46,7 +46,7 @@ bool verdict_failed(void)
 	return failure[0];
 }
 
-static _Noreturn void finish(void)
+_Noreturn void verdict_finish(void)
 {
 	PROBE1(kernel, verdict, !verdict_failed());
 	if (verdict_failed())
@@ -252,5 +252,5 @@ _Noreturn void workload_run(void)
 		printk_flush();
 		verdict_fail("kexec: error %d", kernel_kexec());
 	}
-	finish();
+	verdict_finish();
 }
