@@ -10,11 +10,29 @@
 #define KHO_SUB_TREE_PROP_NAME		"preserved-data"
 #define KHO_SUB_TREE_SIZE_PROP_NAME	"blob-size"
 
-/* Radix tree of preserved blocks: key = 1 << (52 - order) | phys >> (12 + order). */
-#define KHO_ORDER_0_LOG2	52
-#define KHO_TABLE_SIZE_LOG2	9
-#define KHO_BITMAP_SIZE_LOG2	15
-#define KHO_TREE_MAX_DEPTH	6
+/* Numbers are an enumeration, so that debug information has them. */
+enum kho_abi {
+	/* Radix tree of preserved blocks: key = 1 << (52 - order) | phys >> (12 + order). */
+	KHO_ORDER_0_LOG2 = 52,
+	KHO_TABLE_SIZE_LOG2 = 9,
+	KHO_BITMAP_SIZE_LOG2 = 15,
+	KHO_TREE_MAX_DEPTH = 6,
+
+	/* struct page.private of the first page of a preserved block that nobody restored yet: "KHOP" in the upper half,
+	 * the order in the lower. */
+	KHO_PAGE_MAGIC = 0x4b484f50,
+
+	/* struct kho_vmalloc.flags */
+	KHO_VMALLOC_ALLOC = 0x0001,
+	KHO_VMALLOC_HUGE_VMAP = 0x0002,
+
+	KHO_BLOCK_SIZE = 4096,
+	KHO_MAX_BLOCKS = 10000,
+
+	KHO_KEXEC_METADATA_VERSION = 1,
+
+	SETUP_KEXEC_KHO = 10,		/* type in the boot protocol's chain of setup_data */
+};
 
 struct kho_radix_node {
 	u64 table[512];			/* physical addresses, 0 = absent */
@@ -24,9 +42,6 @@ struct kho_radix_leaf {
 };
 static_assert(sizeof(struct kho_radix_node) == 4096, "one page");
 static_assert(sizeof(struct kho_radix_leaf) == 4096, "one page");
-
-/* struct page.private of the first page of a preserved block that nobody restored yet. */
-#define KHO_PAGE_MAGIC		0x4b484f50UL	/* "KHOP"; in the upper half, the order in the lower */
 
 struct kho_scratch {
 	u64 addr, size;
@@ -40,8 +55,6 @@ struct kho_vmalloc {
 	u16 order;
 };
 static_assert(sizeof(struct kho_vmalloc) == 16, "kho-v4");
-#define KHO_VMALLOC_ALLOC	0x0001
-#define KHO_VMALLOC_HUGE_VMAP	0x0002
 
 struct kho_vmalloc_chunk {
 	u64 next;
@@ -54,11 +67,8 @@ struct kho_block_header_ser {
 	u64 count;
 };
 static_assert(sizeof(struct kho_block_header_ser) == 16, "kho-v4");
-#define KHO_BLOCK_SIZE		4096
-#define KHO_MAX_BLOCKS		10000
 
 #define KHO_METADATA_NODE_NAME	"kexec-metadata"
-#define KHO_KEXEC_METADATA_VERSION 1
 struct kho_kexec_metadata {
 	u32 version;
 	char previous_release[65];
@@ -66,8 +76,7 @@ struct kho_kexec_metadata {
 } __packed;
 static_assert(sizeof(struct kho_kexec_metadata) == 73, "kexec-metadata version 1");
 
-/* setup_data of the boot protocol. */
-#define SETUP_KEXEC_KHO		10
+/* setup_data of the boot protocol */
 struct setup_data {
 	u64 next;
 	u32 type, len;

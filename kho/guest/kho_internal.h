@@ -44,7 +44,7 @@ int kho_metadata_write(void);
 /* Stamps the first page of an adopted block. */
 static inline void kho_stamp(u64 pfn, unsigned int order)
 {
-	pfn_to_page(pfn)->private = KHO_PAGE_MAGIC << 32 | order;
+	pfn_to_page(pfn)->private = (u64)KHO_PAGE_MAGIC << 32 | order;
 }
 /* Whether preserved blocks tile [claimed, claimed + nr_pages) exactly. */
 bool kho_are_preserved(claim_t c, u64 nr_pages);

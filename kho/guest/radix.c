@@ -27,6 +27,11 @@ static struct kho_radix_node *node_at(u64 phys)
 	return phys_to_virt(phys);
 }
 
+static u64 *bitmap_of(struct kho_radix_node *leaf)
+{
+	return ((struct kho_radix_leaf *)leaf)->bitmap;
+}
+
 int kho_radix_add(struct kho_radix_tree *tree, u64 pfn, unsigned int order)
 {
 	struct kho_radix_node *node = tree->root, *made[KHO_TREE_MAX_DEPTH];
@@ -59,7 +64,7 @@ int kho_radix_add(struct kho_radix_tree *tree, u64 pfn, unsigned int order)
 		while (nr_made)
 			free_page(made[--nr_made]);
 	} else {
-		set_bit(index_of(key, 0), node->table);
+		set_bit(index_of(key, 0), bitmap_of(node));
 	}
 	mutex_unlock(&tree->lock);
 	return err;
@@ -80,7 +85,7 @@ void kho_radix_del(struct kho_radix_tree *tree, u64 pfn, unsigned int order)
 		node = phys ? node_at(phys) : NULL;
 	}
 	if (!WARN_ON(!node))
-		clear_bit(index_of(key, 0), node->table);
+		clear_bit(index_of(key, 0), bitmap_of(node));
 	mutex_unlock(&tree->lock);
 }
 
