@@ -34,6 +34,13 @@ static void pm1_sleep(u16 port, u8 type)
 	outw(port, control | PM1_SLP_TYP(type) | PM1_SLP_EN);
 }
 
+/* The processor runs on until the rest of the machine has heard; on a virtual machine too. */
+static void give_it_time(void)
+{
+	for (unsigned int i = 0; i < 1U << 27; i++)
+		cpu_relax();
+}
+
 _Noreturn void machine_power_off(void)
 {
 	local_irq_disable();
@@ -42,6 +49,7 @@ _Noreturn void machine_power_off(void)
 	/* the second register completes the request where a machine has two */
 	pm1_sleep(acpi.pm1a_control, acpi.s5_type_a);
 	pm1_sleep(acpi.pm1b_control, acpi.s5_type_b);
+	give_it_time();
 	pr_emerg("power off failed, halted\n");
 	machine_halt();
 }
@@ -58,6 +66,7 @@ _Noreturn void machine_restart(void)
 	outb(0xcf9, 0x02);		/* reset control: a hard reset, then go */
 	outb(0xcf9, 0x06);
 	outb(0x64, 0xfe);		/* keyboard controller: pulse the reset line */
+	give_it_time();
 	__asm__ volatile("lidt %0; int3" :: "m"(no_idt));
 	machine_halt();
 }

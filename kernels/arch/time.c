@@ -38,7 +38,7 @@
 
 #define PM_TIMER_HZ	3579545UL
 #define PIT_HZ		1193182UL
-#define CALIBRATION_US	100
+#define CALIBRATION_US	30
 #define CALIBRATIONS	3
 
 static volatile u8 *hpet;

@@ -19,6 +19,9 @@
 #include "panic.h"
 #include "string.h"
 
+#define NS_PER_MS	1000000UL
+#define NS_PER_TICK	(1000 * NS_PER_MS / HZ)
+
 #define STACK_MAGIC	0x6b63617473656e6fUL	/* in the last word that a stack may grow to */
 
 extern char boot_stack[];
@@ -167,14 +170,18 @@ static void add_sleeper(struct thread *t, u64 until)
 	list_add_tail(&t->run_list, &other->run_list);
 }
 
-/* At least that long: the tick that is running out does not count. */
+/* Wakes at the first tick that is not too early by the clock; ticks are not as exact as it. */
 void msleep(u64 ms)
 {
-	u64 flags = spin_lock_irqsave(&sched_lock);
+	u64 now = ktime_get_ns(), deadline = now + ms * NS_PER_MS;
 
-	add_sleeper(current, jiffies + DIV_ROUND_UP(ms * HZ, 1000) + 1);
-	switch_thread(false);
-	spin_unlock_irqrestore(&sched_lock, flags);
+	for (; now < deadline; now = ktime_get_ns()) {
+		u64 flags = spin_lock_irqsave(&sched_lock);
+
+		add_sleeper(current, jiffies + DIV_ROUND_UP(deadline - now, NS_PER_TICK));
+		switch_thread(false);
+		spin_unlock_irqrestore(&sched_lock, flags);
+	}
 }
 
 void sched_tick(void)

@@ -14,8 +14,8 @@ PARTS = ("traps", "sched")
 
 
 def results(text: str) -> list[str]:
-    """Lines of the two parts and their sums."""
-    wanted = re.compile(rf"(trap test|sched test): |selftest({'|'.join(PARTS)})? |selftest: ")
+    """Lines of the two parts, their sums, and failures."""
+    wanted = re.compile(rf"(trap test|sched test|selftest|selftest ({'|'.join(PARTS)})): ")
     return [line for line in text.splitlines() if wanted.match(line)]
 
 
@@ -32,7 +32,7 @@ def test_every_check_holds(release: str) -> None:
 @pytest.mark.parametrize("release", RELEASES)
 def test_qemu_prints_the_same(release: str) -> None:
     ours, qemu = results(on_luemu(release, CMDLINE).text), results(on_qemu(release, CMDLINE))
-    assert len(ours) > 20
+    assert len(ours) > 15
     assert ours == qemu
 
 
@@ -43,10 +43,9 @@ def test_two_runs_are_one() -> None:
     assert first.image == second.image
 
 
-@pytest.mark.parametrize("machine", ["hpet=off"])
-def test_other_clock_sources(machine: str) -> None:
+def test_another_clock_source() -> None:
     """Without an HPET the PM timer counts; the tests of sleeping hold."""
-    text = on_qemu("old", CMDLINE, machine=f"q35,{machine}")
+    text = on_qemu("old", CMDLINE, machine="q35,hpet=off")
     assert "time: clock source: ACPI PM timer;" in text
     assert "ACPI: HPET missing" in text
     assert re.search(r"^selftest sched: \d+ checks, 0 failed$", text, re.MULTILINE), text
