@@ -107,8 +107,8 @@ class OwnChecker:
         self.kernels = kernels
         self.verdicts: list[tuple[int, bool]] = []
         """(generation, ok) of each `kernel:verdict`"""
-        self.saved: dict[int, tuple[int, int]] = {}
-        """(folios, bytes) that the test workload of each generation preserved"""
+        self.left_folios: dict[int, tuple[int, int]] = {}
+        """(how many, of how many) folios of kho_test each generation was handed and did not restore"""
         self._reports: dict[int, Report] = {}
         self._violations: dict[tuple[int, str], int] = {}
         self._installed: list[tuple[int, Callable[[Machine, int], bool | None]]] = []
@@ -133,7 +133,6 @@ class OwnChecker:
             "kho:restore": self._restore,
             "mm:managed": self._managed,
             "kexec:shutdown": self._shutdown,
-            "test_kho:saved": self._test_saved,
             "kernel:verdict": self._verdict,
         }
         for event, method in events.items():
@@ -224,9 +223,6 @@ class OwnChecker:
             self._end()
 
     # ---- the kernel that hands over ------------------------------------------------------------
-
-    def _test_saved(self, arguments: tuple[int, ...]) -> None:
-        self.saved[self._now.generation] = arguments[0], arguments[1]
 
     def _shutdown(self, arguments: tuple[int, ...]) -> None:
         """The point of no return: from here on nothing of the handover changes."""
@@ -411,7 +407,10 @@ class OwnChecker:
         phys, order = arguments
         now = self._now
         if now.received is None or not now.adopted:
-            self._violate("INV-37", "run", "a block is restored, and nothing was handed over", phys)
+            if now.adopted:
+                self._unknown("INV-37", "the handover could not be read at J")
+            else:
+                self._violate("INV-37", "run", "a block is restored, and nothing was handed over", phys)
             return
         with self._checking("INV-37"):
             kept = int(now.received.handover.preserved.orders_at(np.array([phys], np.uint64))[0])
@@ -465,6 +464,10 @@ class OwnChecker:
         self._check_scratch_type(when, sender=when == "J")
         if now.received is None or not now.adopted:
             return
+        test = now.received.handover.kho_test
+        if test is not None:
+            left = sum(1 for phys in test.phys.tolist() if phys not in now.restored)
+            self.left_folios[now.generation] = left, len(test.phys)
         view = self._view()
         message = "allocations are limited to scratch again"
         self._check_scratch_only(view, when, False, message)

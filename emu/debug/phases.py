@@ -93,7 +93,9 @@ _PROBES: dict[str, str] = {
     "kho:memory_init": "kho_memory_init",
     "initcall:begin": "do_one_initcall",
 }
-_FREED, _INIT, _PRESERVE, _SAVED = "mm:free_all_done", "init:begin", "kho:preserve", "test_kho:saved"
+_FREED, _INIT = "mm:free_all_done", "init:begin"
+_OWN_SAVE = "test_kho_save"
+"""What the test workload of the project's kernels does to have something to hand over, filling included."""
 
 
 @dataclass
@@ -202,14 +204,12 @@ class PhaseObserver:
             at = symbols.address(name)
             if at is not None:
                 self._add(at, handler)
-        for event, method in (
-            (_FREED, self._after_free),
-            (_INIT, self._init_thread),
-            (_PRESERVE, self._preserves),
-            (_SAVED, self._saved),
-        ):
+        for event, method in ((_FREED, self._after_free), (_INIT, self._init_thread)):
             for probe in kernel.probes.at(event):
                 self._add(probe.address, method)
+        save = symbols.address(_OWN_SAVE) if kernel.own else None
+        if save is not None:
+            self._add(save, self._saves)
         for name in _AFTER_FREE if _FREED not in kernel.probes else ():
             at = symbols.address(name)
             if at is not None:
@@ -233,7 +233,8 @@ class PhaseObserver:
             if name == "kernel_kexec":
                 self._requested = machine.ticks, machine.ticks - machine.instructions
             if name == "__x64_sys_kexec_file_load" and self.kernel.own:
-                self._until_return(machine, self.records[-1].id)
+                # the probe is behind the function's prologue
+                self._until_return(machine, "P7", machine.cpus[0].registers()["rbp"] + 8)
             if name == "kho_populate":
                 self._populated = True
             if name in ("e820__memblock_setup", "kho_memory_init") and self.kernel.own:
@@ -269,26 +270,23 @@ class PhaseObserver:
             self._end_blackout(machine.ticks, machine.ticks - machine.instructions)
             self._begin(self._user)
 
-    def _preserves(self, machine: Machine, address: int) -> None:
-        if self.records[-1].id == self._user:
+    def _saves(self, machine: Machine, address: int) -> None:
+        if not self._awaiting_entry:
+            self._until_return(machine, "P6", machine.cpus[0].registers()["rsp"])
             self._begin("P6")
 
-    def _saved(self, machine: Machine, address: int) -> None:
-        if self.records[-1].id == "P6":
-            self._begin(self._user)
-
-    def _until_return(self, machine: Machine, before: str) -> None:
-        """The phase that begins now is over when the function returns; its frame pointer is set."""
+    def _until_return(self, machine: Machine, phase: str, at: int) -> None:
+        """The phase that begins now is over when the function returns; ``at`` is where it finds to where."""
         try:
-            back = guest.u64(machine, machine.cpus[0].registers()["rbp"] + 8)
+            back = guest.u64(machine, at)
         except guest.NotMapped:
             return
 
         def returned(machine: Machine, address: int) -> None:
             self._installed.remove((back, returned))
             machine.unprobe(back, returned)
-            if self.records[-1].id == "P7":
-                self._begin(before)
+            if self.records[-1].id == phase:
+                self._begin(self._user)
 
         self._add(back, returned)
 
