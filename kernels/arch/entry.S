@@ -13,6 +13,8 @@
 
 #define REGS_CS		(18 * 8)	/* offsetof(struct pt_regs, …); traps.c asserts them */
 #define REGS_RIP	(17 * 8)
+#define REGS_SIZE	(22 * 8)
+#define PERCPU_KERNEL_STACK	16
 #define MSR_GS_BASE	0xc0000101
 
 .macro save_regs
@@ -79,9 +81,24 @@ trap_return:
 1:	restore_regs
 	iretq
 
+/* From a program any of them may end in a signal, which sleeps: it goes on the thread's own stack, like all others. */
 paranoid_entry:
 	save_regs
-	xorl	%ebx, %ebx
+	testb	$3, REGS_CS(%rsp)
+	jz	1f
+	swapgs
+	movq	%rsp, %rsi
+	movq	%gs:PERCPU_KERNEL_STACK, %rdi
+	subq	$REGS_SIZE, %rdi
+	movq	%rdi, %rsp
+	movl	$(REGS_SIZE / 8), %ecx
+	rep movsq
+	call_dispatch
+	jmp	trap_return
+
+kernel_paranoid_entry:
+	save_regs
+1:	xorl	%ebx, %ebx
 	movl	$MSR_GS_BASE, %ecx
 	rdmsr
 	testl	%edx, %edx
@@ -106,7 +123,9 @@ trap_stubs:
 	pushq	$0
 	.endif
 	pushq	$vector
-	.if vector == 1 || vector == 2 || vector == 8 || vector == 18
+	.if vector == 8			/* whoever it comes from, its stack cannot be trusted */
+	jmp	kernel_paranoid_entry
+	.elseif vector == 1 || vector == 2 || vector == 18
 	jmp	paranoid_entry
 	.else
 	jmp	trap_entry

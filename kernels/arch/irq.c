@@ -14,6 +14,7 @@
 #include "errno.h"
 #include "printk.h"
 #include "sched.h"
+#include "task.h"
 #include "timer.h"
 #include "traps.h"
 
@@ -129,6 +130,8 @@ void irq_dispatch(struct pt_regs *regs)
 
 	this_cpu()->irq_depth++;
 	handle_vector(vector);
+	if (vector == VECTOR_TIMER)
+		task_tick(user_mode(regs));
 	/* a spurious interrupt is not in service, and so is what `int n` or an 8259 gave */
 	if (apic_in_service(vector))
 		apic_eoi();

@@ -9,7 +9,10 @@
 #include "page.h"
 #include "panic.h"
 #include "sched.h"
+#include "signal.h"
+#include "task.h"
 #include "traps.h"
+#include "uaccess.h"
 
 /* arch/entry.S counts on these */
 static_assert(offsetof(struct pt_regs, rip) == 17 * 8, "REGS_RIP");
@@ -69,6 +72,12 @@ static void handle_trap(struct pt_regs *regs)
 
 	if (regs->vector == TRAP_PF && vmemmap_fault(address))
 		return;
+	if (user_mode(regs)) {
+		user_trap(regs, address);
+		return;
+	}
+	if (regs->vector == TRAP_PF && address < USER_END && current_task() && kernel_fault_on_user(regs, address))
+		return;
 	if (handler && handler(regs, address))
 		return;
 	if (regs->vector == TRAP_PF)
@@ -84,4 +93,6 @@ void trap_dispatch(struct pt_regs *regs)
 		irq_dispatch(regs);
 	else
 		handle_trap(regs);
+	if (user_mode(regs))
+		exit_to_user(regs);
 }

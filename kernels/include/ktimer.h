@@ -19,6 +19,7 @@ void ktimer_tick(void);			/* timer interrupt */
 void schedule_until(u64 deadline);
 
 u64 ktime_get_real_ns(void);		/* since 1970 */
+void set_real_ns(u64 ns);
 
 struct timespec {			/* as programs have it; milliseconds and the like are smaller by far */
 	s64 sec, nsec;

@@ -28,6 +28,9 @@ typedef s32 pid_t;
 #define RLIMIT_NOFILE	7
 #define RLIMIT_MEMLOCK	8
 #define RLIMIT_AS	9
+#define RLIMIT_MSGQUEUE	12
+#define RLIMIT_NICE	13
+#define RLIMIT_RTPRIO	14
 #define RLIM_INFINITY	(~0UL)
 struct rlimit {
 	u64 cur, max;
@@ -63,7 +66,8 @@ struct process {
 	struct list_head tasks;			/* its threads */
 	struct list_head all;			/* all_processes, in order of start; zombies too */
 	struct list_head hash;			/* by pid */
-	u32 nr_tasks;
+	u32 nr_tasks;				/* in `tasks` */
+	u32 nr_live;				/* of them not in do_exit() */
 	pid_t pgrp, session;
 	struct tty *tty;			/* controlling terminal */
 	struct rlimit rlim[RLIM_NLIMITS];
@@ -123,6 +127,7 @@ struct task {
 	bool vfork;				/* its parent waits until it executes or exits */
 	struct wait_queue vfork_wait;
 	struct pt_regs start_regs;		/* with which it begins */
+	u64 start_fs_base;
 	u8 fpu[512] __aligned(16);		/* FXSAVE, valid while another's is loaded */
 };
 
@@ -185,6 +190,14 @@ bool pgrp_exists(pid_t pgrp, pid_t session);	/* has a member in that session */
 void tty_leader_exit(struct process *leader);
 
 /* The processor's user state (arch/user.c). */
+void fpu_init(void);
+void fpu_reset(struct task *t);			/* as a program finds it */
+void fpu_copy_current(u8 to[512]);		/* of the running task */
+void fpu_load_current(u8 from[512]);		/* bits that the processor refuses are cleared first */
+void set_fs_base(u64 base);			/* of the running task */
+void set_gs_base(u64 base);
+void user_state_attach(struct task *t);		/* the running thread becomes the task's */
+void user_state_detach(void);			/* and is a kernel thread again, its mm and FPU forgotten */
 void switch_user_state(struct task *next);	/* from the scheduler, interrupts off; NULL: a kernel thread */
 void task_tick(bool user);			/* timer interrupt */
 _Noreturn void enter_user(const struct pt_regs *regs);	/* abandons the kernel stack; regs lie elsewhere */

@@ -8,6 +8,7 @@
 #include "types.h"
 #include "list.h"
 #include "page.h"
+#include "ptrace.h"
 #include "sched.h"
 
 struct file;

@@ -18,6 +18,7 @@
 #include "page.h"
 #include "panic.h"
 #include "string.h"
+#include "task.h"
 
 #define NS_PER_MS	1000000UL
 #define NS_PER_TICK	(1000 * NS_PER_MS / HZ)
@@ -76,6 +77,7 @@ static void load_thread_state(const struct thread *prev, struct thread *next)
 	set_kernel_stack((u8 *)next->stack + THREAD_STACK_SIZE);
 	if (next->fs_base != prev->fs_base)
 		wrmsr(MSR_FS_BASE, next->fs_base);
+	switch_user_state(next->task);
 }
 
 /* Interrupts are off and sched_lock is held, before and after; between the two, other threads ran. */

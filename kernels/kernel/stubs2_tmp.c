@@ -30,3 +30,6 @@ W u64 ktime_get_real_ns(void) { return 0; }
 W int pipe_set_size(struct file *f, u64 size) { (void)f; (void)size; return -EBADF; }
 W s64 pipe_get_size(struct file *f) { (void)f; return -EBADF; }
 W const struct file_ops fifo_file_ops;
+struct poll_table; struct wait_queue;
+W void poll_wait(struct file *f, struct wait_queue *q, struct poll_table *t) { (void)f; (void)q; (void)t; }
+W void tty_leader_exit(struct process *leader) { (void)leader; }

@@ -177,19 +177,13 @@ static void out_of_memory(void)
 	force_signal(SIGKILL, SI_KERNEL, 0);
 }
 
-static void bad_access(const struct pt_regs *regs, u64 addr, int err)
+static void bad_access(u64 addr, int err)
 {
-	struct process *p = current_process();
-
 	if (err == -ENOMEM) {
 		out_of_memory();
 	} else if (err == -EIO) {
 		force_signal(SIGBUS, BUS_ADRERR, addr);
 	} else {
-		if (current_task()->sighand->action[SIGSEGV - 1].handler <= SIG_IGN)
-			pr_info("%s[%d]: segfault at %llx ip %016llx sp %016llx error %llx\n", p->comm, current_task()->tid,
-				(unsigned long long)addr, (unsigned long long)regs->rip, (unsigned long long)regs->rsp,
-				(unsigned long long)regs->error_code);
 		force_signal(SIGSEGV, err == -EACCES ? SEGV_ACCERR : SEGV_MAPERR, addr);
 	}
 }
@@ -210,7 +204,7 @@ bool user_page_fault(struct pt_regs *regs, u64 addr)
 	}
 	if (user_mode(regs)) {
 		local_irq_enable();
-		bad_access(regs, addr, err);
+		bad_access(addr, err);
 		local_irq_disable();
 		return true;
 	}

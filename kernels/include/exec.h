@@ -1,0 +1,46 @@
+/* A program that is being loaded: between exec.c, which has names, arguments and the change of identity, and the format
+ * of the file (fs/binfmt_elf.c).
+ */
+#pragma once
+#include "types.h"
+
+struct file;
+struct mm;
+
+#define EXEC_HEAD	256			/* bytes of the file that decide what it is */
+#define AUXV_MAX	24
+
+/* Argument strings, copied out of the old program, one behind the other with their NULs, in pages. */
+struct exec_strings {
+	char **page;
+	u64 nr_pages_max;
+	u64 size, limit;			/* bytes; limit leaves room for the pointers */
+	u32 argc, envc;
+	u64 args_end;				/* where the environment begins */
+};
+
+struct exec {
+	struct file *file;
+	u8 head[EXEC_HEAD];			/* zero behind the end of the file */
+	u64 head_size;
+	const char *filename;			/* as it was given: AT_EXECFN, comm */
+	struct exec_strings strings;
+
+	/* by the format: */
+	struct mm *mm;				/* the new program's memory, with everything but the stack's contents */
+	u64 entry;
+	bool executable_stack;
+	struct {
+		u64 type, value;
+	} auxv[AUXV_MAX];
+	u32 nr_auxv;
+	bool no_return;				/* from here on an error kills */
+};
+
+/* 0, -ENOEXEC: not this format; others. With no_return set when Linux could not return any more. */
+int load_elf(struct exec *e);
+/* Opens a program or an interpreter by the kernel's name of it: regular, executable. ERR_PTR. */
+struct file *open_exec(int dirfd, const char *path, u32 lookup);
+/* Exactly that many bytes; -EIO if the file is shorter. */
+int exec_read(struct file *f, void *buf, u64 size, u64 at);
+void exec_aux(struct exec *e, u64 type, u64 value);

@@ -1,0 +1,465 @@
+/* Signals: sending, taking, and what happens on the way back to user mode.
+ *
+ * Sending marks the signal in a set and wakes who may take it; everything else is done by the receiving task itself, in
+ * exit_to_user(): it runs a handler, ends the process, stops, or does nothing. So a signal costs its sender little and may
+ * be sent from an interrupt. What is ignored is dropped when it is sent, unless it is blocked (the handler may change).
+ *
+ * Two things happen at once, because the receiver may be unable to act: SIGKILL marks all threads as killed, and SIGCONT
+ * lets a stopped process go on. Process 1 gets no signal for which it has no handler, except for its own faults.
+ */
+#include "panic.h"
+#include "proc_internal.h"
+#include "sigframe.h"
+#include "string.h"
+#include "syscall.h"
+#include "task.h"
+#include "traps.h"
+#include "uaccess.h"
+
+#define STOP_SIGNALS	(sigmask(SIGSTOP) | sigmask(SIGTSTP) | sigmask(SIGTTIN) | sigmask(SIGTTOU))
+#define IGNORED_BY_DEFAULT (sigmask(SIGCONT) | sigmask(SIGCHLD) | sigmask(SIGWINCH) | sigmask(SIGURG))
+#define UNBLOCKABLE	(sigmask(SIGKILL) | sigmask(SIGSTOP))
+/* Caused by the program's own instructions: taken first, so that the frame shows the instruction. */
+#define SYNCHRONOUS	(sigmask(SIGSEGV) | sigmask(SIGBUS) | sigmask(SIGILL) | sigmask(SIGTRAP) | sigmask(SIGFPE) | \
+			 sigmask(SIGSYS))
+
+static bool init_may_die;		/* of a fault */
+
+/* ---- sending; task_lock held ---- */
+
+static u64 handler_of(const struct task *t, int sig)
+{
+	return t->sighand->action[sig - 1].handler;
+}
+
+static bool is_ignored(const struct process *p, const struct task *t, int sig)
+{
+	u64 handler = handler_of(t, sig);
+
+	if (p == init_process && handler == SIG_DFL && !init_may_die)
+		return true;
+	if ((t->blocked | t->waiting_for) & sigmask(sig))
+		return false;
+	return handler == SIG_IGN || (handler == SIG_DFL && IGNORED_BY_DEFAULT & sigmask(sig));
+}
+
+static void forget(struct process *p, sigset_t set)
+{
+	struct task *t;
+
+	p->shared_pending.set &= ~set;
+	list_for_each_entry(t, &p->tasks, in_process)
+		t->pending.set &= ~set;
+}
+
+void forget_if_ignored(struct process *p, int sig, u64 handler)
+{
+	if (handler == SIG_IGN || (handler == SIG_DFL && IGNORED_BY_DEFAULT & sigmask(sig)))
+		forget(p, sigmask(sig));
+}
+
+static void wake_task(struct task *t)
+{
+	if (t->thread)
+		wake_up_thread(t->thread);
+}
+
+static void tell_parent(struct process *p, int code, int status)
+{
+	struct siginfo info = { .signo = SIGCHLD, .code = code,
+				.kill = { .pid = p->pid, .status = status } };
+	const struct process *parent = p->parent;
+	const struct task *t;
+
+	if (!parent || list_empty(&parent->tasks))
+		return;
+	t = list_first_entry(&parent->tasks, struct task, in_process);
+	if (!(t->sighand->action[SIGCHLD - 1].flags & SA_NOCLDSTOP))
+		signal_locked(p->parent, NULL, SIGCHLD, &info);
+	wake_up(&p->parent->wait);
+}
+
+static void go_on(struct process *p)
+{
+	forget(p, STOP_SIGNALS);
+	if (!p->stopped)
+		return;
+	p->stopped = false;
+	p->continued = true;
+	p->stop_reported = true;
+	wake_up(&p->stop_wait);
+	tell_parent(p, CLD_CONTINUED, SIGCONT);
+}
+
+void kill_tasks(struct process *p, struct task *except)
+{
+	struct task *t;
+
+	list_for_each_entry(t, &p->tasks, in_process) {
+		if (t == except)
+			continue;
+		t->killed = true;
+		wake_task(t);
+	}
+}
+
+/* Wakes those who would take what is pending for the process. */
+void wake_for_signals(struct process *p, struct task *except)
+{
+	struct task *t;
+
+	list_for_each_entry(t, &p->tasks, in_process)
+		if (t != except && p->shared_pending.set & (~t->blocked | t->waiting_for))
+			wake_task(t);
+}
+
+static void wake_receiver(struct process *p, int sig)
+{
+	struct task *t;
+
+	list_for_each_entry(t, &p->tasks, in_process) {
+		if (!((~t->blocked | t->waiting_for) & sigmask(sig)))
+			continue;
+		wake_task(t);
+		return;
+	}
+}
+
+void signal_locked(struct process *p, struct task *t, int sig, const struct siginfo *info)
+{
+	struct sigpending *pending = t ? &t->pending : &p->shared_pending;
+
+	if (list_empty(&p->tasks))
+		return;				/* a zombie */
+	if (STOP_SIGNALS & sigmask(sig))
+		forget(p, sigmask(SIGCONT));
+	else if (sig == SIGCONT)
+		go_on(p);
+	if (is_ignored(p, t ? t : list_first_entry(&p->tasks, struct task, in_process), sig))
+		return;
+	if (sig == SIGKILL) {
+		if (!p->exiting) {
+			p->exiting = true;
+			p->exit_status = SIGKILL;
+		}
+		kill_tasks(p, NULL);
+		return;
+	}
+	if (pending->set & sigmask(sig))
+		return;
+	pending->set |= sigmask(sig);
+	pending->info[sig - 1] = *info;
+	pending->info[sig - 1].signo = sig;
+	if (!t)
+		wake_receiver(p, sig);
+	else if ((~t->blocked | t->waiting_for) & sigmask(sig))
+		wake_task(t);
+	wake_up(&p->signal_wait);
+}
+
+void signal_group_locked(pid_t pgrp, int sig)
+{
+	const struct siginfo info = { .code = SI_KERNEL };
+	struct process *p;
+
+	list_for_each_entry(p, &all_processes, all)
+		if (p->pgrp == pgrp)
+			signal_locked(p, NULL, sig, &info);
+}
+
+/* ---- sending ---- */
+
+static const struct siginfo from_kernel = { .code = SI_KERNEL };
+
+int send_signal(struct task *t, int sig, const struct siginfo *info)
+{
+	u64 flags;
+
+	if (sig < 1 || sig > NSIG)
+		return -EINVAL;
+	flags = spin_lock_irqsave(&task_lock);
+	if (lookup_task(t->tid) == t)
+		signal_locked(t->process, t, sig, info ? info : &from_kernel);
+	spin_unlock_irqrestore(&task_lock, flags);
+	return 0;
+}
+
+int send_signal_process(struct process *p, int sig, const struct siginfo *info)
+{
+	u64 flags;
+
+	if (sig < 1 || sig > NSIG)
+		return -EINVAL;
+	flags = spin_lock_irqsave(&task_lock);
+	signal_locked(p, NULL, sig, info ? info : &from_kernel);
+	spin_unlock_irqrestore(&task_lock, flags);
+	return 0;
+}
+
+int send_signal_group(s32 pgrp, int sig)
+{
+	u64 flags = spin_lock_irqsave(&task_lock);
+	const struct process *p;
+	int err = -ESRCH;
+
+	list_for_each_entry(p, &all_processes, all)
+		if (p->pgrp == pgrp)
+			err = 0;
+	if (!err && sig)
+		signal_group_locked(pgrp, sig);
+	spin_unlock_irqrestore(&task_lock, flags);
+	return err;
+}
+
+/* A fault: blocked or ignored it would come again for ever, so it is fatal then. */
+void force_signal(int sig, int code, u64 addr)
+{
+	struct task *t = current_task();
+	struct k_sigaction *action = &t->sighand->action[sig - 1];
+	const struct siginfo info = { .signo = sig, .code = code, .addr = addr };
+	u64 flags = spin_lock_irqsave(&task_lock);
+	bool fatal;
+
+	if (action->handler == SIG_IGN || t->blocked & sigmask(sig))
+		action->handler = SIG_DFL;
+	t->blocked &= ~sigmask(sig);
+	fatal = action->handler == SIG_DFL;
+	if (fatal && t->process == init_process)
+		init_may_die = true;
+	t->pending.set |= sigmask(sig);
+	t->pending.info[sig - 1] = info;
+	spin_unlock_irqrestore(&task_lock, flags);
+	if (fatal)
+		log_user_fault(sig);
+}
+
+/* ---- taking ---- */
+
+bool signal_pending(void)
+{
+	const struct task *t = current_task();
+
+	return t && (t->killed || t->process->stopped || pending_signals(t) & ~t->blocked);
+}
+
+bool fatal_signal_pending(void)
+{
+	const struct task *t = current_task();
+
+	return t && t->killed;
+}
+
+sigset_t pending_signals(const struct task *t)
+{
+	return READ_ONCE(t->pending.set) | READ_ONCE(t->process->shared_pending.set);
+}
+
+int dequeue_signal(sigset_t mask, struct siginfo *info)
+{
+	struct task *t = current_task();
+	u64 flags = spin_lock_irqsave(&task_lock);
+	sigset_t set = pending_signals(t) & mask;
+	struct sigpending *from;
+	int sig = 0;
+
+	if (set & SYNCHRONOUS)
+		set &= SYNCHRONOUS;
+	if (set) {
+		sig = __builtin_ctzll(set) + 1;
+		from = t->pending.set & sigmask(sig) ? &t->pending : &t->process->shared_pending;
+		from->set &= ~sigmask(sig);
+		*info = from->info[sig - 1];
+	}
+	spin_unlock_irqrestore(&task_lock, flags);
+	return sig;
+}
+
+/* What others may take when this task no longer does. */
+static void hand_over(struct task *t)
+{
+	u64 flags = spin_lock_irqsave(&task_lock);
+
+	wake_for_signals(t->process, t);
+	spin_unlock_irqrestore(&task_lock, flags);
+}
+
+void set_blocked(sigset_t set)
+{
+	struct task *t = current_task();
+	sigset_t before = t->blocked;
+
+	t->blocked = set & ~UNBLOCKABLE;
+	if (t->blocked & ~before && t->process->shared_pending.set && t->process->nr_tasks > 1)
+		hand_over(t);
+}
+
+int set_user_sigmask(const sigset_t *user, u64 size)
+{
+	struct task *t = current_task();
+	sigset_t set;
+
+	if (!user)
+		return 0;
+	if (size != sizeof(set))
+		return -EINVAL;
+	if (get_user(set, user))
+		return -EFAULT;
+	t->saved_blocked = t->blocked;
+	t->restore_blocked = true;
+	set_blocked(set);
+	return 0;
+}
+
+void restore_sigmask_unless(bool interrupted)
+{
+	struct task *t = current_task();
+
+	if (interrupted || !t->restore_blocked)
+		return;
+	t->restore_blocked = false;
+	set_blocked(t->saved_blocked);
+}
+
+static void stop(int sig)
+{
+	struct process *p = current_process();
+	u64 flags = spin_lock_irqsave(&task_lock);
+	struct task *t;
+
+	/* SIGCONT or a stop by another thread may have come in between */
+	if (!p->stopped && !p->exiting) {
+		p->stopped = true;
+		p->continued = p->stop_reported = false;
+		p->stop_signal = sig;
+		list_for_each_entry(t, &p->tasks, in_process)
+			if (t != current_task())
+				wake_task(t);
+		tell_parent(p, CLD_STOPPED, sig);
+	}
+	spin_unlock_irqrestore(&task_lock, flags);
+}
+
+static bool group_orphaned(pid_t pgrp)
+{
+	u64 flags = spin_lock_irqsave(&task_lock);
+	bool orphaned = group_is_orphaned(pgrp, NULL);
+
+	spin_unlock_irqrestore(&task_lock, flags);
+	return orphaned;
+}
+
+static void default_action(int sig)
+{
+	struct process *p = current_process();
+
+	if (IGNORED_BY_DEFAULT & sigmask(sig))
+		return;
+	if (p == init_process && !init_may_die)
+		return;
+	if (STOP_SIGNALS & sigmask(sig)) {
+		if (sig == SIGSTOP || !group_orphaned(p->pgrp))
+			stop(sig);
+		return;
+	}
+	do_group_exit(sig);
+}
+
+/* The next signal that has a handler, with what to do; 0 if there is none. Does whatever else is pending. */
+static int next_handled(struct k_sigaction *action, struct siginfo *info)
+{
+	struct task *t = current_task();
+
+	while (1) {
+		struct k_sigaction *a;
+		u64 flags;
+		int sig;
+
+		if (t->killed)
+			do_exit(0);
+		if (t->process->stopped) {
+			wait_event(&t->process->stop_wait, !t->process->stopped || t->killed);
+			continue;
+		}
+		sig = dequeue_signal(~t->blocked, info);
+		if (!sig)
+			return 0;
+		flags = spin_lock_irqsave(&task_lock);
+		a = &t->sighand->action[sig - 1];
+		*action = *a;
+		if (a->handler > SIG_IGN && a->flags & SA_RESETHAND)
+			a->handler = SIG_DFL;
+		spin_unlock_irqrestore(&task_lock, flags);
+		if (action->handler == SIG_DFL)
+			default_action(sig);
+		else if (action->handler != SIG_IGN)
+			return sig;
+	}
+}
+
+static bool wants_restart(const struct task *t, const struct pt_regs *regs)
+{
+	s64 result = (s64)regs->rax;
+
+	return t->orig_rax != ~0UL && result >= -ERESTART_RESTARTBLOCK && result <= -ERESTARTSYS;
+}
+
+/* Back to the SYSCALL instruction, which is two bytes long. */
+static void restart(struct task *t, struct pt_regs *regs, bool handler, u64 flags)
+{
+	s64 result = (s64)regs->rax;
+
+	if (!wants_restart(t, regs))
+		return;
+	if (handler && (result == -ERESTART_RESTARTBLOCK || result == -ERESTARTNOHAND ||
+			(result == -ERESTARTSYS && !(flags & SA_RESTART)))) {
+		regs->rax = (u64)-EINTR;
+	} else {
+		regs->rax = result == -ERESTART_RESTARTBLOCK ? 219 /* restart_syscall */ : t->orig_rax;
+		regs->rip -= 2;
+	}
+	t->orig_rax = ~0UL;
+}
+
+static void run_handler(struct task *t, struct pt_regs *regs, int sig, const struct k_sigaction *action,
+			const struct siginfo *info)
+{
+	sigset_t back = t->restore_blocked ? t->saved_blocked : t->blocked;
+
+	restart(t, regs, true, action->flags);
+	if (setup_sigframe(regs, sig, action, info, back)) {
+		if (sig == SIGSEGV)
+			t->sighand->action[SIGSEGV - 1].handler = SIG_DFL;
+		force_signal(SIGSEGV, SI_KERNEL, 0);
+		return;
+	}
+	t->restore_blocked = false;
+	set_blocked(t->blocked | action->mask | (action->flags & SA_NODEFER ? 0 : sigmask(sig)));
+}
+
+static void deliver(struct task *t, struct pt_regs *regs)
+{
+	struct k_sigaction action;
+	struct siginfo info;
+	int sig = next_handled(&action, &info);
+
+	if (sig) {
+		run_handler(t, regs, sig, &action, &info);
+		return;
+	}
+	restart(t, regs, false, 0);
+	restore_sigmask_unless(false);
+}
+
+void exit_to_user(struct pt_regs *regs)
+{
+	struct task *t = current_task();
+
+	while (signal_pending() || wants_restart(t, regs) || t->restore_blocked || regs->rip >= USER_END) {
+		local_irq_enable();
+		if (regs->rip >= USER_END)	/* IRET would fault on it, in the kernel */
+			force_signal(SIGSEGV, SEGV_MAPERR, regs->rip);
+		deliver(t, regs);
+		local_irq_disable();
+	}
+	t->orig_rax = ~0UL;
+}
