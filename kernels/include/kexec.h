@@ -42,6 +42,7 @@ struct kimage {
 	phys_addr_t fdt;		/* KHO's root FDT, 0 without KHO */
 	struct kexec_segment *scratch;	/* the segment with the scratch array, NULL without KHO */
 	phys_addr_t kernel;		/* where the kernel's segment goes */
+	bool legacy;			/* kexec_load(2): a program chose the segments, KHO hands over nothing */
 };
 
 /* A request for a place in memory for a segment. */
@@ -64,8 +65,11 @@ int kexec_locate_hole(struct kexec_buf *kbuf, phys_addr_t start, phys_addr_t end
 int kexec_file_load(const void *kernel, u64 kernel_size, const void *initrd, u64 initrd_size, const char *cmdline);
 void kexec_unload(void);
 bool kexec_is_loaded(void);
-/* reboot(LINUX_REBOOT_CMD_KEXEC): devices shut down, then the jump. Returns only an error: -EINVAL without image,
- * -EBUSY while one is being loaded. */
+/* kexec_load(2): segments of a program, copied into buffers of the kernel's. 0, -EINVAL, -ENOMEM, -EBUSY. */
+int kexec_load_segments(const struct kexec_segment *segments, u64 nr_segments, phys_addr_t entry);
+/* reboot(LINUX_REBOOT_CMD_KEXEC): live update serialized, devices shut down, then the jump. Returns only an error:
+ * -EINVAL without image; -EBUSY while one is being loaded, or if it hands nothing over while live update sessions
+ * exist, which would be lost; what refused to be frozen. */
 int kernel_kexec(void);
 
 /* Between kexec_file.c, kexec.c and arch/machine_kexec.c. */

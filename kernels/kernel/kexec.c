@@ -11,6 +11,7 @@
 #define pr_fmt(fmt) "kexec_core: " fmt
 #include "arch.h"
 #include "kexec.h"
+#include "liveupdate.h"
 #include "panic.h"
 #include "printk.h"
 #include "sched.h"
@@ -200,14 +201,56 @@ bool kexec_is_loaded(void)
 	return READ_ONCE(kexec_image);
 }
 
+int kexec_load_segments(const struct kexec_segment *segments, u64 nr_segments, phys_addr_t entry)
+{
+	struct kimage *image;
+	int err = -ENOMEM;
+
+	if (!kexec_trylock())
+		return -EBUSY;
+	image = kimage_alloc();
+	if (image) {
+		image->legacy = true;
+		image->start = entry;
+		image->nr_segments = nr_segments;
+		memcpy(image->segment, segments, nr_segments * sizeof(segments[0]));
+		err = machine_kexec_prepare(image);
+		if (!err)
+			err = kimage_load_segments(image);
+		if (!err) {
+			kexec_set_image(image);
+			image = NULL;
+		}
+	}
+	kimage_free(image);
+	kexec_unlock();
+	return err;
+}
+
+/* May the image be started? Serializes live update as the last thing that can refuse. */
+static int prepare_reboot(void)
+{
+	if (!kexec_image)
+		return -EINVAL;
+	if (!kexec_image->legacy)
+		return liveupdate_reboot();
+	if (!liveupdate_has_sessions())
+		return 0;
+	pr_warn("the loaded image was not loaded by kexec_file_load: live update sessions would be lost\n");
+	return -EBUSY;
+}
+
 int kernel_kexec(void)
 {
+	int err;
+
 	PROBE(kexec, reboot);
 	if (!kexec_trylock())
 		return -EBUSY;
-	if (!kexec_image) {
+	err = prepare_reboot();
+	if (err) {
 		kexec_unlock();
-		return -EINVAL;
+		return err;
 	}
 	PROBE(kexec, shutdown);
 	set_phase("shutdown for kexec");
