@@ -29,6 +29,8 @@
 #define APIC_SVR	0x0f0
 #define APIC_ISR	0x100
 #define APIC_ESR	0x280
+#define APIC_ICR	0x300
+#define APIC_ICR_HIGH	0x310		/* destination; in x2APIC mode the upper half of the ICR */
 #define APIC_LVT_TIMER	0x320
 #define APIC_LVT_THERMAL 0x330
 #define APIC_LVT_PERF	0x340
@@ -43,6 +45,8 @@
 #define LVT_MASKED	(1U << 16)
 #define LVT_PERIODIC	(1U << 17)
 #define LVT_NMI		(4U << 8)
+#define ICR_NMI		(4U << 8)
+#define ICR_ASSERT	(1U << 14)
 #define DIVIDE_BY_16	3
 
 #define IO_APIC_INDEX	0x00
@@ -88,6 +92,16 @@ bool apic_in_service(u8 vector)
 static u32 apic_id(void)
 {
 	return registers ? apic_read(APIC_ID) >> 24 : apic_read(APIC_ID);
+}
+
+void apic_send_nmi(void)
+{
+	if (registers) {
+		apic_write(APIC_ICR_HIGH, apic_id() << 24);
+		apic_write(APIC_ICR, ICR_NMI | ICR_ASSERT);
+	} else {
+		wrmsr(MSR_X2APIC + (APIC_ICR >> 4), (u64)apic_id() << 32 | ICR_NMI | ICR_ASSERT);
+	}
 }
 
 /* Local interrupts that this APIC has, all masked. */

@@ -66,7 +66,31 @@ static void test_fixups(void)
 	pr_info("breakpoint, invalid opcode, divide error, protection and page faults were fixed\n");
 }
 
-/* Fetches fault on the stack of the call, whose return address is taken off again. */
+/* Three instructions, one trap after each; the third ends it. Debug traps come on a stack of their own. */
+static bool note_step(struct pt_regs *regs, u64 address __unused)
+{
+	seen.vector = regs->vector;
+	seen.address = (u64)regs;
+	if (++seen.count == 3)
+		regs->rflags &= ~RFLAGS_TF;
+	return true;
+}
+
+static void test_single_step(void)
+{
+	trap_handler_t before = set_trap_handler(TRAP_DB, note_step);
+	u64 sum;
+
+	seen.count = 0;
+	__asm__ volatile("xorl %%eax, %%eax; pushfq; orq %1, (%%rsp); popfq;"
+			 "incl %%eax; incl %%eax; incl %%eax; incl %%eax" : "=&a"(sum) : "i"(RFLAGS_TF) : "memory");
+	set_trap_handler(TRAP_DB, before);
+	CHECK(sum == 4);
+	CHECK(seen.count == 3 && seen.vector == TRAP_DB);
+	CHECK(seen.address >= (u64)_data && seen.address < (u64)_end);
+	pr_info("single steps came back from their own stack\n");
+}
+
 static void test_protection(void)
 {
 	u64 depth_before, depth_after;
@@ -237,6 +261,7 @@ static void test_interrupts(void)
 void trap_selftest(void)
 {
 	test_fixups();
+	test_single_step();
 	test_protection();
 	test_backtrace();
 	test_interrupts();

@@ -3,16 +3,17 @@
  *
  * Each kind has a function of its own, so that a backtrace names it.
  */
+#include "apic.h"
+#include "arch.h"
 #include "cpu.h"
 #include "errno.h"
 #include "init.h"
-#include "page.h"
 #include "panic.h"
 #include "printk.h"
 #include "sched.h"
 #include "string.h"
 
-/* What the double fault finds in %rsp: an address that is never mapped, below the kernels. */
+/* An address that is never mapped, below the kernels. */
 #define BAD_STACK	0xffffffff40000000UL
 
 static const u64 constant = 1;
@@ -123,6 +124,25 @@ static noinline void crash_mutex(void)
 	mutex_unlock(&mutex);
 }
 
+/* The text of the panic cannot be made: a fault while the epitaph is being written. */
+static noinline void crash_twice(void)
+{
+	panic("this text has no %s", (const char *)BAD_STACK);
+}
+
+/* The processor's own stacks: NMI to itself. */
+static noinline void crash_nmi(void)
+{
+	apic_send_nmi();
+	barrier();
+}
+
+/* Not a crash, but an end that nothing else of this kernel comes to. */
+static void crash_restart(void)
+{
+	machine_restart();
+}
+
 static const struct crash {
 	const char *name;
 	void (*fn)(void);
@@ -131,6 +151,7 @@ static const struct crash {
 	{ "ud", crash_ud }, { "breakpoint", crash_breakpoint }, { "df", crash_df }, { "stack", crash_stack },
 	{ "panic", crash_panic }, { "bug", crash_bug }, { "nx", crash_nx }, { "rodata", crash_rodata },
 	{ "text", crash_text }, { "atomic", crash_atomic }, { "mutex", crash_mutex },
+	{ "twice", crash_twice }, { "nmi", crash_nmi }, { "restart", crash_restart },
 };
 static const struct crash *chosen;
 

@@ -68,6 +68,7 @@ CRASHES = {
     "text": ("page fault: write to 0x{crash_rodata:x}, which is read-only", 14, 3),
     "atomic": (r"thread \d+ \(init\) sleeps while it must not be preempted", None, 0),
     "mutex": ("mutex is locked twice by its owner", None, 0),
+    "nmi": ("NMI", 2, 0),
 }
 OUTER = ("crash_if_asked", "do_initcalls", "kernel_init", "thread_first_run", "thread_start")
 """The way to every crash, innermost first; the compiler may have merged some into their callers."""
@@ -111,7 +112,8 @@ def test_the_epitaph_says_what_happened(kind: str, release: str) -> None:
     assert e.cr0 & 1 << 16, "CR0.WP is off"
     assert e.efer & 1 << 11, "EFER.NXE is off"
 
-    where = callers(release, [e.regs["rip"] + (e.has_trap and kind != "breakpoint")])
+    # the address of what faulted; behind what panicked, trapped or was interrupted
+    where = callers(release, [e.regs["rip"] + (e.has_trap and kind not in ("breakpoint", "nmi"))])
     way = where + callers(release, e.backtrace)
     assert f"crash_{kind.replace('-', '_')}" in way, f"the trace does not name the culprit: {way}"
     assert way[-2:] == list(OUTER[-2:]), f"the trace does not go back to the thread's start: {way}"
@@ -136,6 +138,24 @@ def test_registers_are_those_of_the_fault() -> None:
     assert e.cr2 == 8
 
 
+def test_a_panic_inside_a_panic() -> None:
+    """The epitaph of the first was not finished: the second one's text, as it is in the source, stands in
+    for it, and nothing else is tried."""
+    run = on_luemu("new", "crash=twice")
+    assert run.stop.kind == StopKind.DEADLOCK
+    said = "page fault: %s 0x%lx, where nothing is mapped"
+    assert run.text.endswith(f"crash=twice\n\npanic inside a panic: {said}\n"), run.text[-300:]
+    e = epitaph(run, "new")
+    assert e.reason == said
+
+
+def test_restart() -> None:
+    """By the reset register of ACPI. (QEMU ends with status 0 too, which `on_qemu` looks at.)"""
+    run = on_luemu("old", "crash=restart")
+    assert run.stop.kind == StopKind.RESET
+    assert on_qemu("old", "crash=restart").endswith("crash=restart\n")
+
+
 def test_a_kernel_that_lives_has_no_epitaph() -> None:
     run = on_luemu("old")
     at = symbols("old").address("epitaph")
@@ -151,7 +171,12 @@ def test_an_unknown_kind_does_not_crash(value: str) -> None:
     assert "crash" in run.text.replace("Command line: ", "", 1), "a malformed parameter is not reported"
 
 
-@pytest.mark.parametrize("kind", CRASHES)
+def test_nmi_on_qemu() -> None:
+    """It comes some instructions later there: only what it is compares."""
+    assert "Kernel panic: NMI\n" in on_qemu("old", "crash=nmi")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CRASHES if kind != "nmi"])
 def test_qemu_prints_the_same(kind: str) -> None:
     """Releases alternate: both are compared, and every kind."""
     release = RELEASES[list(CRASHES).index(kind) % 2]
