@@ -179,6 +179,8 @@ _Noreturn void do_exit(int status);		/* this task; the last one ends the process
 _Noreturn void do_group_exit(int status);	/* the whole process */
 /* Starts the first program: pid 1. Returns only if that failed. */
 int run_init_process(const char *path, const char *const argv[], const char *const envp[]);
+/* The one that the command line or the initramfs has; returns if there is none. */
+void run_first_program(void);
 
 bool capable(void);				/* euid 0 */
 

@@ -14,6 +14,7 @@
  *	auxiliary vector, environment pointers, argument pointers, their number	<- %rsp, a multiple of 16
  */
 #include "exec.h"
+#include "init.h"
 #include "cpu.h"
 #include "panic.h"
 #include "printk.h"
@@ -807,4 +808,28 @@ int run_init_process(const char *path, const char *const argv[], const char *con
 	if (err)
 		return err;
 	enter_user(&regs);
+}
+
+/* The program of `rdinit=` or `init=`, else /init. Returns if there is none: the kernel has its own work then. */
+void run_first_program(void)
+{
+	static char path[PATH_MAX];
+	const char *const argv[] = { path, NULL }, *const envp[] = { "HOME=/", "TERM=linux", NULL };
+	struct dentry *d;
+	bool asked = cmdline_find("rdinit", path, sizeof(path)) || cmdline_find("init", path, sizeof(path));
+	int err;
+
+	if (!rootfs)
+		return;
+	if (!asked)
+		strscpy(path, "/init", sizeof(path));
+	err = path_lookup(AT_FDCWD, path, LOOKUP_FOLLOW, &d, NULL);
+	if (err && !asked)
+		return;
+	if (!err) {
+		dput(d);
+		pr_info("Run %s as init process\n", path);
+		err = run_init_process(path, argv, envp);
+	}
+	panic("Requested init %s failed (error %d).", path, err);
 }

@@ -9,6 +9,7 @@
 #include "sched.h"
 #include "sdt.h"
 #include "fs.h"
+#include "task.h"
 #include "workload.h"
 
 extern const struct initcall __initcall_start[], __initcall_end[];
@@ -43,6 +44,7 @@ static void kernel_init(void *unused)
 	show_mem();
 	PROBE1(mm, managed, nr_managed_pages());
 	PROBE(init, begin);
+	run_first_program();
 	set_phase("workload");
 	workload_run();
 }
