@@ -14,3 +14,8 @@ struct file;
 /* A file's poll() calls this for each queue that is woken when its answer may change. t may be NULL: no waiting. */
 struct poll_table;
 void poll_wait(struct file *f, struct wait_queue *q, struct poll_table *t);
+
+u32 file_poll(struct file *f, struct poll_table *t);	/* EPOLL* bits that hold now */
+/* Calls look() until it returns something, the deadline (ktime in ns, 0: never) is over, or a signal comes. With block,
+ * look() gets a table for file_poll(). What look() returned; 0; -ERESTARTNOHAND; -ENOMEM. */
+int poll_until(int (*look)(void *ctx, struct poll_table *t), void *ctx, bool block, u64 deadline);

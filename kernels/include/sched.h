@@ -83,6 +83,7 @@ void init_wait_queue(struct wait_queue *q);
 struct waiter {
 	struct list_head list;
 	struct thread *thread;
+	bool woken;			/* since prepare_to_wait(), for one who waits on several queues */
 };
 void prepare_to_wait(struct wait_queue *q, struct waiter *w);
 void finish_wait(struct wait_queue *q, struct waiter *w);

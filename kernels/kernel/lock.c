@@ -70,6 +70,7 @@ void prepare_to_wait(struct wait_queue *q, struct waiter *w)
 	u64 flags = spin_lock_irqsave(&q->lock);
 
 	w->thread = current;
+	w->woken = false;
 	list_add_tail(&w->list, &q->waiters);
 	__atomic_store_n(&current->state, THREAD_SLEEPING, __ATOMIC_SEQ_CST);
 	spin_unlock_irqrestore(&q->lock, flags);
@@ -89,8 +90,10 @@ void wake_up(struct wait_queue *q)
 	u64 flags = spin_lock_irqsave(&q->lock);
 	struct waiter *w;
 
-	list_for_each_entry(w, &q->waiters, list)
+	list_for_each_entry(w, &q->waiters, list) {
+		w->woken = true;
 		wake_up_thread(w->thread);
+	}
 	spin_unlock_irqrestore(&q->lock, flags);
 }
 

@@ -1,0 +1,324 @@
+/* eventfd(2), timerfd_create(2) and signalfd(2): counters, timers and signals as files that can be waited for. */
+#include "vfs.h"
+#include "arch.h"
+#include "ktimer.h"
+#include "poll.h"
+#include "string.h"
+#include "syscall.h"
+#include "task.h"
+#include "uaccess.h"
+
+#define EFD_SEMAPHORE	1
+#define COUNTER_MAX	0xfffffffffffffffeUL
+
+/* A new descriptor for a file of this kind; flags O_CLOEXEC and O_NONBLOCK. On failure *private is the caller's. */
+static s64 new_fd(const char *name, const struct file_ops *ops, void *private, u32 flags)
+{
+	struct file *f;
+	int fd = get_unused_fd(flags);
+
+	if (fd < 0)
+		return fd;
+	f = anon_inode_getfile(name, ops, private, O_RDWR | (flags & O_NONBLOCK));
+	if (IS_ERR(f)) {
+		put_unused_fd(fd);
+		return PTR_ERR(f);
+	}
+	fd_install(fd, f);
+	return fd;
+}
+
+/* ---- eventfd ---- */
+
+struct eventfd {
+	struct mutex lock;
+	struct wait_queue wait;
+	u64 count;
+	bool semaphore;
+};
+
+static ssize_t eventfd_read(struct file *f, void *user, u64 size, loff_t *pos)
+{
+	struct eventfd *e = f->private;
+	u64 value = 0;
+
+	(void)pos;
+	if (size < sizeof(value))
+		return -EINVAL;
+	while (1) {
+		int err;
+
+		mutex_lock(&e->lock);
+		if (e->count) {
+			value = e->semaphore ? 1 : e->count;
+			e->count -= value;
+		}
+		mutex_unlock(&e->lock);
+		if (value)
+			break;
+		if (f->flags & O_NONBLOCK)
+			return -EAGAIN;
+		err = wait_event_interruptible(&e->wait, READ_ONCE(e->count));
+		if (err)
+			return err;
+	}
+	wake_up(&e->wait);
+	return copy_to_user(user, &value, sizeof(value)) ? -EFAULT : (ssize_t)sizeof(value);
+}
+
+static ssize_t eventfd_write(struct file *f, const void *user, u64 size, loff_t *pos)
+{
+	struct eventfd *e = f->private;
+	bool done = false;
+	u64 value;
+
+	(void)pos;
+	if (size < sizeof(value))
+		return -EINVAL;
+	if (copy_from_user(&value, user, sizeof(value)))
+		return -EFAULT;
+	if (value > COUNTER_MAX)
+		return -EINVAL;
+	while (1) {
+		int err;
+
+		mutex_lock(&e->lock);
+		if (value <= COUNTER_MAX - e->count) {
+			e->count += value;
+			done = true;
+		}
+		mutex_unlock(&e->lock);
+		if (done)
+			break;
+		if (f->flags & O_NONBLOCK)
+			return -EAGAIN;
+		err = wait_event_interruptible(&e->wait, value <= COUNTER_MAX - READ_ONCE(e->count));
+		if (err)
+			return err;
+	}
+	wake_up(&e->wait);
+	return sizeof(value);
+}
+
+static u32 eventfd_poll(struct file *f, struct poll_table *t)
+{
+	struct eventfd *e = f->private;
+
+	poll_wait(f, &e->wait, t);
+	return (e->count ? EPOLLIN : 0) | (e->count < COUNTER_MAX ? EPOLLOUT : 0);
+}
+
+static void free_private(struct file *f) { kfree(f->private); }
+
+static const struct file_ops eventfd_ops = {
+	.read = eventfd_read, .write = eventfd_write, .poll = eventfd_poll, .release = free_private,
+};
+
+SYSCALL_DEFINE2(eventfd2, 290, u32, count, u32, flags)
+{
+	struct eventfd *e;
+	s64 fd;
+
+	if (flags & ~(u32)(EFD_SEMAPHORE | O_CLOEXEC | O_NONBLOCK))
+		return -EINVAL;
+	e = kzalloc(sizeof(*e), GFP_KERNEL);
+	if (!e)
+		return -ENOMEM;
+	mutex_init(&e->lock);
+	init_wait_queue(&e->wait);
+	e->count = count;
+	e->semaphore = flags & EFD_SEMAPHORE;
+	fd = new_fd("[eventfd]", &eventfd_ops, e, flags);
+	if (fd < 0)
+		kfree(e);
+	return fd;
+}
+SYSCALL_DEFINE1(eventfd, 284, u32, count)
+{
+	return sys_eventfd2(count, 0);
+}
+
+/* ---- timerfd ---- */
+
+#define CLOCK_REALTIME	0
+#define CLOCK_MONOTONIC	1
+#define CLOCK_BOOTTIME	7
+#define TFD_TIMER_ABSTIME 1
+
+struct timerfd {
+	struct ktimer timer;
+	struct wait_queue wait;
+	u64 interval, expirations;
+	int clock;
+};
+
+struct itimerspec {
+	struct timespec interval, value;
+};
+
+static void timerfd_expired(struct ktimer *timer)
+{
+	struct timerfd *t = container_of(timer, struct timerfd, timer);
+	u64 now = ktime_get_ns(), missed = t->interval && now > timer->deadline ? (now - timer->deadline) / t->interval : 0;
+
+	t->expirations += 1 + missed;
+	if (t->interval)
+		ktimer_set(timer, timer->deadline + (missed + 1) * t->interval);
+	wake_up(&t->wait);
+}
+
+static ssize_t timerfd_read(struct file *f, void *user, u64 size, loff_t *pos)
+{
+	struct timerfd *t = f->private;
+	u64 value, flags;
+
+	(void)pos;
+	if (size < sizeof(value))
+		return -EINVAL;
+	while (1) {
+		int err;
+
+		flags = local_irq_save();
+		value = t->expirations;
+		t->expirations = 0;
+		local_irq_restore(flags);
+		if (value)
+			break;
+		if (f->flags & O_NONBLOCK)
+			return -EAGAIN;
+		err = wait_event_interruptible(&t->wait, READ_ONCE(t->expirations));
+		if (err)
+			return err;
+	}
+	return copy_to_user(user, &value, sizeof(value)) ? -EFAULT : (ssize_t)sizeof(value);
+}
+
+static u32 timerfd_poll(struct file *f, struct poll_table *pt)
+{
+	struct timerfd *t = f->private;
+
+	poll_wait(f, &t->wait, pt);
+	return t->expirations ? EPOLLIN : 0;
+}
+
+static void timerfd_release(struct file *f)
+{
+	struct timerfd *t = f->private;
+
+	t->interval = 0;
+	ktimer_cancel(&t->timer);
+	kfree(t);
+}
+
+static const struct file_ops timerfd_ops = {
+	.read = timerfd_read, .poll = timerfd_poll, .release = timerfd_release,
+};
+
+SYSCALL_DEFINE2(timerfd_create, 283, int, clock, u32, flags)
+{
+	struct timerfd *t;
+	s64 fd;
+
+	if (flags & ~(u32)(O_CLOEXEC | O_NONBLOCK) ||
+	    (clock != CLOCK_REALTIME && clock != CLOCK_MONOTONIC && clock != CLOCK_BOOTTIME))
+		return -EINVAL;
+	t = kzalloc(sizeof(*t), GFP_KERNEL);
+	if (!t)
+		return -ENOMEM;
+	init_wait_queue(&t->wait);
+	ktimer_init(&t->timer, timerfd_expired);
+	t->clock = clock;
+	fd = new_fd("[timerfd]", &timerfd_ops, t, flags);
+	if (fd < 0)
+		kfree(t);
+	return fd;
+}
+
+static struct file *get_timerfd(int fd, s64 *err)
+{
+	struct file *f = fget(fd);
+
+	*err = f ? 0 : -EBADF;
+	if (f && f->ops != &timerfd_ops) {
+		fput(f);
+		*err = -EINVAL;
+		return NULL;
+	}
+	return f;
+}
+
+static int put_itimerspec(struct itimerspec *user, u64 left, u64 interval)
+{
+	return put_timespec(&user->interval, interval) || put_timespec(&user->value, left) ? -EFAULT : 0;
+}
+
+/* Time to the next expiration, 0: none is set. Interrupts off. */
+static u64 time_left(const struct timerfd *t, bool armed)
+{
+	u64 now = ktime_get_ns();
+
+	return !armed ? 0 : t->timer.deadline > now ? t->timer.deadline - now : 1;
+}
+
+SYSCALL_DEFINE4(timerfd_settime, 286, int, fd, u32, flags, const struct itimerspec *, new, struct itimerspec *, old)
+{
+	u64 value, interval, left, before, irq;
+	struct timerfd *t;
+	struct file *f;
+	s64 err;
+
+	if (flags & ~3U)
+		return -EINVAL;
+	err = get_timespec(&value, &new->value);
+	if (!err)
+		err = get_timespec(&interval, &new->interval);
+	if (err)
+		return err;
+	f = get_timerfd(fd, &err);
+	if (!f)
+		return err;
+	t = f->private;
+	irq = local_irq_save();
+	before = t->interval;
+	left = time_left(t, ktimer_cancel(&t->timer));
+	t->interval = interval;
+	t->expirations = 0;
+	if (value) {
+		u64 deadline = deadline_after(value);
+
+		if (flags & TFD_TIMER_ABSTIME) {
+			u64 offset = t->clock == CLOCK_REALTIME ? ktime_get_real_ns() - ktime_get_ns() : 0;
+
+			deadline = value > offset ? value - offset : 1;
+		}
+		ktimer_set(&t->timer, deadline);
+	}
+	local_irq_restore(irq);
+	if (old)
+		err = put_itimerspec(old, left, before);
+	fput(f);
+	return err;
+}
+
+SYSCALL_DEFINE2(timerfd_gettime, 287, int, fd, struct itimerspec *, user)
+{
+	struct timerfd *t;
+	struct file *f;
+	u64 left, irq;
+	bool armed;
+	s64 err;
+
+	f = get_timerfd(fd, &err);
+	if (!f)
+		return err;
+	t = f->private;
+	irq = local_irq_save();
+	armed = ktimer_cancel(&t->timer);
+	left = time_left(t, armed);
+	if (armed)
+		ktimer_set(&t->timer, t->timer.deadline);
+	local_irq_restore(irq);
+	err = put_itimerspec(user, left, t->interval);
+	fput(f);
+	return err;
+}
