@@ -11,6 +11,7 @@ that was handed over to belongs to the update before.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +38,14 @@ FIRST_MIB = 1 << 20
 VIOLATIONS_PER_ID_MAX = 50
 _PAGE = np.uint64(PAGE_SIZE)
 
+STAYS = (
+    "root FDT",
+    'sub-tree "kexec-metadata"',
+    'sub-tree "memblock"',
+    "the reserve_mem region",
+    'sub-tree "LUO"',
+)
+"""Owners of what is not restored: it stays preserved for as long as the kernel runs."""
 NO_RESTORE = "no block was restored"
 OBSERVED: dict[str, str] = {
     "INV-3": "",
@@ -55,6 +64,9 @@ OBSERVED: dict[str, str] = {
 """What the run can tell, and why it did not where the occasion did not come (empty: it always comes)."""
 NOT_SEEN = "the run did not get there"
 NOT_ADOPTED = "the new kernel did not take the handover"
+
+RECEIVING = ("INV-26", "INV-32", "INV-33", "INV-34", "INV-35", "INV-36", "INV-37", "INV-45")
+"""Rows that say something only of a kernel that took what it was handed."""
 
 Event = Callable[[tuple[int, ...]], None]
 
@@ -107,8 +119,8 @@ class OwnChecker:
         self.kernels = kernels
         self.verdicts: list[tuple[int, bool]] = []
         """(generation, ok) of each `kernel:verdict`"""
-        self.left_folios: dict[int, tuple[int, int]] = {}
-        """(how many, of how many) folios of kho_test each generation was handed and did not restore"""
+        self.left: dict[int, dict[str, int]] = {}
+        """blocks that each generation was handed and should have restored and did not, by owner"""
         self._reports: dict[int, Report] = {}
         self._violations: dict[tuple[int, str], int] = {}
         self._installed: list[tuple[int, Callable[[Machine, int], bool | None]]] = []
@@ -300,20 +312,24 @@ class OwnChecker:
 
     def _adopts(self) -> None:
         """K: the entry of kho_memory_init."""
+        self._reconsider()
         now = self._now
         view = self._view()
-        with self._checking("INV-36"):
-            now.adopted = took_handover(self.machine, now.kernel)
-        if not now.adopted:
-            for id in OBSERVED:
-                self._unknown(id, NOT_ADOPTED)
-            return
-        if now.received is None:
+        if now.received is None or not now.adopted:
             return
         message = "allocations are not limited to scratch before memory is adopted"
         self._check_scratch_only(view, "K", True, message)
         with self._checking("INV-32"):
             self._check_image(view, now.received)
+
+    def _reconsider(self) -> None:
+        """Has it taken the handover? It may still think better of it when it walks the tree."""
+        now = self._now
+        with self._checking("INV-36"):
+            now.adopted = took_handover(self.machine, now.kernel)
+        if not now.adopted:
+            for id in RECEIVING:
+                self._unknown(id, NOT_ADOPTED)
 
     def _check_scratch_only(self, view: View, when: str, expected: bool, message: str) -> None:
         with self._checking("INV-36"):
@@ -341,6 +357,8 @@ class OwnChecker:
         now = self._now
         view = self._view()
         now.freed = True
+        if now.adopted:
+            self._reconsider()
         if now.received is None or not now.adopted:
             return
         message = "memory is freed while allocations are limited to scratch"
@@ -464,10 +482,7 @@ class OwnChecker:
         self._check_scratch_type(when, sender=when == "J")
         if now.received is None or not now.adopted:
             return
-        test = now.received.handover.kho_test
-        if test is not None:
-            left = sum(1 for phys in test.phys.tolist() if phys not in now.restored)
-            self.left_folios[now.generation] = left, len(test.phys)
+        self._count_left(now.received.handover)
         view = self._view()
         message = "allocations are limited to scratch again"
         self._check_scratch_only(view, when, False, message)
@@ -481,6 +496,17 @@ class OwnChecker:
                 self._violate("INV-45", when, "a page that is not preserved carries the magic", phys)
             for phys in np.setdiff1d(left, carry).tolist():
                 self._violate("INV-45", when, "a block that nobody restored lost its magic", phys)
+
+    def _count_left(self, handover: Handover) -> None:
+        """What was handed over for somebody and that somebody did not take."""
+        preserved = handover.preserved
+        left: Counter[str] = Counter()
+        for phys, order in zip(preserved.phys.tolist(), preserved.order.tolist(), strict=True):
+            if phys not in self._now.restored:
+                owner = preserved.owner_of(phys, order)
+                if not owner.startswith(STAYS):
+                    left[owner or "nobody"] += 1
+        self.left[self._now.generation] = dict(left)
 
     def _end(self) -> None:
         """The last kernel is done: what it would hand over to another one."""

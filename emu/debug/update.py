@@ -651,10 +651,10 @@ class Update:
         """What the guest itself says against the run."""
         o, t, reasons = self.options, self.transcript, list[str]()
         last_is_own = self.chain.kernel(o.updates).own
-        for generation, (left, total) in (self.own.left_folios if self.own is not None else {}).items():
-            if left:
+        for generation, left in (self.own.left if self.own is not None else {}).items():
+            for owner, count in left.items():
                 who = self._kernel_name(generation)
-                reasons.append(f"{who} did not restore {left} of the {total} folios of kho_test")
+                reasons.append(f"{who} did not restore {count} of the blocks of {owner}")
         if self.record_error is not None:
             reasons.append(f"what init reports cannot be read: {self.record_error}")
         elif t.error is not None:
