@@ -335,6 +335,15 @@ static bool on_invalid(void *uc, void *user) {
     return true;
 }
 
+/* The engine gives up the whole process where a change of privilege needs a TSS and the task register
+ * holds none (null, or by VMLOAD one that is not present): to the guest that is #TS. */
+EXPORT void cpu_abort_x86_64(void *cpu, const char *why, ...) {
+    struct core *c = core_of_cpu(cpu);
+    if (!c || strncmp(why, "invalid tss", 11)) abort(); /* nothing to return to */
+    real.raise_exception_err_ra(c->env, 10, (int)(c->env->tr.selector & 0xfffc), 0);
+    __builtin_unreachable();
+}
+
 EXPORT void qemu_system_reset_request(void *uc) {
     for (u32 i = 0; i < core_count; i++)
         if (cores[i] && cores[i]->uc == uc) cores[i]->triple = true;

@@ -268,6 +268,8 @@ struct core {
     F(void, helper_iret_protected, (void *, int, int))                                             \
     F(void, helper_lret_protected, (void *, int, int))                                             \
     F(void, helper_sysexit, (void *, int))                                                         \
+    F(void, helper_lcall_protected, (void *, int, u64, int, u64))                                  \
+    F(void, helper_ltr, (void *, int))                                                             \
     F(void, helper_syscall, (void *, int))                                                         \
     F(void, helper_pause, (void *, int))                                                           \
     F(void, helper_rdpmc, (void *))                                                                \

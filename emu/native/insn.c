@@ -325,6 +325,22 @@ RETURN(helper_sysexit, (void *env, int size), (env, size))
 RETURN(helper_iret_protected, (void *env, int shift, int next), (env, shift, next))
 RETURN(helper_lret_protected, (void *env, int shift, int add), (env, shift, add))
 
+EXPORT void helper_lcall_protected_x86_64(void *env, int selector, u64 eip, int shift, u64 next) {
+    uintptr_t ra = RA;
+    struct core *c = core_of_env(env);
+    if (c) real.cpu_restore_state(c->cpu, ra, true); /* it may fault, and looks at its caller */
+    real.helper_lcall_protected(env, selector, eip, shift, next);
+}
+
+/* The engine would load a null selector. */
+EXPORT void helper_ltr_x86_64(void *env, int selector) {
+    uintptr_t ra = RA;
+    struct core *c = core_of_env(env);
+    if (c && !(selector & 0xfffc)) real.raise_exception_err_ra(env, 13, 0, ra);
+    if (c) real.cpu_restore_state(c->cpu, ra, true); /* it may fault, and looks at its caller */
+    real.helper_ltr(env, selector);
+}
+
 /* The engine leaves its main loop for every PAUSE; going on with the next block is enough. */
 EXPORT void helper_pause_x86_64(void *env, int insn_size) {
     uintptr_t ra = RA;

@@ -18,11 +18,19 @@ from kernels.build import project_root
 from tests.machine.guest import (
     CODE,
     DATA,
+    GDT,
+    HANDLERS,
+    IDT,
     MMIO,
     PD,
     PML4,
+    STACK,
+    TSS,
+    USER_CODE,
+    USER_DATA,
     assemble,
     flat,
+    gate,
     put,
     run_sliced,
     selftest,
@@ -146,6 +154,64 @@ def test_fault_while_delivering() -> None:
     for idt in ("mov rax, 0x7fffffff0000\npush rax\npush -1", "push 0\npush 0"):
         with flat(f"{idt}\nlidt [rsp + 6]\nud2") as m:
             assert m.run(until=1000).kind in (StopKind.TRIPLE_FAULT, StopKind.ENGINE)
+
+
+def test_a_null_task_register_is_refused() -> None:
+    handler = "pop r13\nmov r12, [rsp]\nhlt"  # error code, RIP
+    with flat("mov eax, 3\nnop\nltr ax\nmov ebx, 1\nhlt", {13: handler}) as m:
+        assert m.run(until=1000).kind is StopKind.DEADLOCK
+        r = m.registers()
+        assert (r["r12"], r["r13"], r["rbx"]) == (CODE + len(assemble("mov eax, 3\nnop")), 0, 0)
+        assert m.instructions == 2 + 3
+
+
+RING3 = f"push {USER_DATA}\npush {STACK - 512}\npush 2\npush {USER_CODE}\nlea rax, [rip + 1f]\npush rax\niretq\n1: "
+CALL_GATE = 0x30
+
+
+def without_tss(code: str, handlers: dict[int, str]) -> Machine:
+    """A guest whose task register holds nothing that is present, as VMLOAD may leave it. Vector 6 has a stack of
+    its own; a call gate that ring 3 may use leads to CODE."""
+    m = flat(code, handlers)
+    m.memory.write(IDT + 16 * 6, gate(HANDLERS, ist=1), by="test")
+    m.memory.write(GDT + CALL_GATE, struct.pack("<HHHHQ", 0, 8, 0xEC00, CODE >> 16, 0), by="test")
+    m.memory.write(TSS + 36, struct.pack("<Q", STACK - 1024), by="test")
+    m.cpus[0].set_registers(tr__flags=0, gdtr__limit=63)
+    m.cpus[0].flush_tlb()
+    return m
+
+
+def test_a_stack_from_a_tss_that_is_not_there() -> None:
+    """#TS with the selector of the task register; the engine by itself ends the process."""
+    code = "nop\nud2\nmov ebx, 1\nhlt"
+    for seed in range(4):
+        with without_tss(code, {6: "mov ebx, 2\nhlt", 10: "pop r13\nmov r12, [rsp]\nhlt"}) as m:
+            stop = run_sliced(m, seed, steps=(1, 2, 20))
+            assert stop.kind is StopKind.DEADLOCK, stop
+            r = m.registers()
+            assert (r["r12"], r["r13"], r["rbx"]) == (CODE + 1, 0x28, 0)
+            assert m.instructions == 1 + 3
+    ring3 = {
+        "a fault in ring 3": "ud2",
+        "INT in ring 3": "int 0x80",
+        "a call gate": f"push {CALL_GATE}\npush 0\nmov rdi, rsp\n.byte 0x48, 0xff, 0x1f",
+    }
+    for what, text in ring3.items():
+        with without_tss(RING3 + text, {6: "hlt", 0x80: "hlt", 10: "hlt", 8: "hlt"}) as m:
+            stop = m.run(until=1000)
+            assert (stop.kind, stop.rip >= CODE) == (StopKind.TRIPLE_FAULT, True), f"{what}: {stop}"
+        with without_tss(RING3 + text, {6: "mov ebx, 2\nhlt", 0x80: "mov ebx, 2\nhlt"}) as m:
+            m.cpus[0].set_registers(tr__flags=0x8B00)
+            stop = m.run(until=1000, max_instructions=1000)
+            ended = (stop.kind, m.cpus[0].header.exceptions)
+            assert ended == ((StopKind.BUDGET, 0) if "gate" in what else (StopKind.DEADLOCK, 1)), f"{what}: {stop}"
+
+
+def test_rubbish_that_once_ended_the_process() -> None:
+    rng = random.Random(6)
+    pieces = [bytes.fromhex(o) for o in OPCODES]
+    for i in range(5):
+        run_rubbish(campaign_code(rng, pieces, i), 6 << 16 | i)
 
 
 def test_power_off_reset_and_request() -> None:
@@ -345,20 +411,22 @@ def test_privileged_instructions_in_any_order(code: list[bytes], seed: int) -> N
     run_rubbish(b"".join(code) * 4, seed)
 
 
+def campaign_code(rng: random.Random, pieces: list[bytes], i: int) -> bytes:
+    """Random bytes, or privileged instructions between short ones."""
+    if i % 2:
+        return rng.randbytes(rng.randint(16, 2000))
+    return b"".join(
+        rng.choice(pieces) if rng.random() < 0.6 else rng.randbytes(rng.randint(1, 4)) for _ in range(300)
+    )
+
+
 @pytest.mark.campaign
 @pytest.mark.parametrize("batch", range(12))
 def test_any_bytes_as_code_campaign(batch: int) -> None:
     rng = random.Random(batch)
     pieces = [bytes.fromhex(o) for o in OPCODES]
     for i in range(200):
-        if i % 2:
-            code = rng.randbytes(rng.randint(16, 2000))
-        else:
-            code = b"".join(
-                rng.choice(pieces) if rng.random() < 0.6 else rng.randbytes(rng.randint(1, 4))
-                for _ in range(300)
-            )
-        run_rubbish(code[:60_000], batch << 16 | i)
+        run_rubbish(campaign_code(rng, pieces, i), batch << 16 | i)
 
 
 def test_any_bytes_as_code_do_not_depend_on_slicing() -> None:
