@@ -4,10 +4,12 @@
  * blocks, and only when all of it makes sense anything is reserved:
  *
  *	tree -> runs, by descending order, ascending inside an order
- *	     -> ranges, by address, neighbours joined -> memblock, in one pass
+ *	     -> ranges, by address, neighbours joined, to be found disjoint
  *	     -> the head of every block is stamped with its order
+ *	     -> memblock, in one pass
  *
- * Each step is linear in the number of runs or blocks. A tree with anything wrong in it is not used at all: the handover
+ * Each step is linear in the number of runs or blocks. Stamps need memory for the array of struct pages, and memblock
+ * allocates fast only as long as it has few regions: so they come first. A tree with anything wrong in it is not used at all: the handover
  * is forgotten, and its consumers find nothing, which is better than that some find half.
  */
 #define pr_fmt(fmt) "KHO: " fmt
@@ -140,14 +142,15 @@ static int merge_runs(struct adoption *a)
 	return 0;
 }
 
-static void stamp_blocks(const struct adoption *a)
+static void set_private(const struct adoption *a, bool stamp)
 {
 	for (u64 i = 0; i < a->nr_runs; i++) {
 		unsigned int order = a->runs[i].flags;
 		u64 pfn = PFN_DOWN(a->runs[i].base), end = pfn + PFN_DOWN(a->runs[i].size);
+		u64 value = stamp ? kho_stamp(order) : 0;
 
 		for (; pfn < end; pfn += 1UL << order)
-			kho_stamp(pfn, order);
+			pfn_to_page(pfn)->private = value;
 	}
 }
 
@@ -193,10 +196,12 @@ static int kho_adopt(claim_t root)
 	err = verify_nodes_distinct(&a);
 	if (!err)
 		err = merge_runs(&a);
-	if (!err)
-		err = memblock_reserve_noinit_ranges(a.ranges, a.nr_ranges);
-	if (!err)
-		stamp_blocks(&a);
+	if (err)
+		goto free;
+	set_private(&a, true);
+	err = memblock_reserve_noinit_ranges(a.ranges, a.nr_ranges);
+	if (err)
+		set_private(&a, false);
 free:
 	free_array(a.nodes, nr_nodes, sizeof(*a.nodes));
 	free_array(a.ranges, nr_runs, sizeof(*a.ranges));

@@ -41,10 +41,10 @@ void kho_metadata_read(void);
 int kho_metadata_write(void);
 
 /* restore.c */
-/* Stamps the first page of an adopted block. */
-static inline void kho_stamp(u64 pfn, unsigned int order)
+/* page->private of the first page of an adopted block. */
+static inline u64 kho_stamp(unsigned int order)
 {
-	pfn_to_page(pfn)->private = (u64)KHO_PAGE_MAGIC << 32 | order;
+	return (u64)KHO_PAGE_MAGIC << 32 | order;
 }
 /* Whether preserved blocks tile [claimed, claimed + nr_pages) exactly. */
 bool kho_are_preserved(claim_t c, u64 nr_pages);

@@ -10,6 +10,7 @@
 #define TABLE_ENTRIES	(1U << KHO_TABLE_SIZE_LOG2)
 #define LEAF_BITS	(1U << KHO_BITMAP_SIZE_LOG2)
 #define LEAF_WORDS	(LEAF_BITS / 64)
+static_assert(LEAF_WORDS == TABLE_ENTRIES, "either is a page of words");
 
 /* Bits of the key below the part that a page of this level decodes. */
 static unsigned int shift_of(unsigned int level)
@@ -105,39 +106,60 @@ static bool keys_possible(u64 prefix, unsigned int shift, u64 end_pfn)
 	return ((prefix << shift) ^ 1UL << marker) << order < end_pfn;
 }
 
+/* Index of the first word from i on that is not 0; 512 if there is none. Most pages of a tree are nearly empty. */
+static unsigned int next_word(const u64 *w, unsigned int i)
+{
+	while (i < TABLE_ENTRIES) {
+		if (i % 8 == 0 && !(w[i] | w[i + 1] | w[i + 2] | w[i + 3] | w[i + 4] | w[i + 5] | w[i + 6] | w[i + 7]))
+			i += 8;
+		else if (w[i])
+			return i;
+		else
+			i++;
+	}
+	return TABLE_ENTRIES;
+}
+
+/* Number of the first bit from `at` on that is set; LEAF_BITS if there is none. */
+static u64 next_set(const u64 *bitmap, u64 at)
+{
+	unsigned int i = (unsigned int)at / 64;
+	u64 word = at < LEAF_BITS ? bitmap[i] & ~0UL << at % 64 : 0;
+
+	if (word)
+		return i * 64 + ctz64(word);
+	i = next_word(bitmap, i + 1);
+	return i < LEAF_WORDS ? i * 64 + ctz64(bitmap[i]) : LEAF_BITS;
+}
+
+/* The same for bits that are not. */
+static u64 next_clear(const u64 *bitmap, u64 at)
+{
+	unsigned int i = (unsigned int)at / 64;
+	u64 word = ~bitmap[i] & ~0UL << at % 64;
+
+	while (!word) {
+		if (++i == LEAF_WORDS)
+			return LEAF_BITS;
+		word = ~bitmap[i];
+	}
+	return i * 64 + ctz64(word);
+}
+
 /* The leaf of the smallest keys, where the marker is in the bitmap itself: orders above 37, one block each. */
 static int walk_first_leaf(struct kho_radix_walk *walk, const u64 *bitmap)
 {
 	int err = 0;
 
-	for (u64 key = 0; key < LEAF_BITS && !err; key++) {
+	if (test_bit(0, bitmap))
+		return -EINVAL;			/* no block has this key */
+	for (u64 key = 1; !err && (key = next_set(bitmap, key)) < LEAF_BITS; key++) {
 		unsigned int order;
-		u64 pfn;
+		u64 pfn = kho_radix_pfn(key, &order);
 
-		if (!bitmap[key / 64])
-			key |= 63;
-		else if (!key && test_bit(0, bitmap))
-			err = -EINVAL;		/* no block has this key */
-		else if (test_bit(key, bitmap)) {
-			pfn = kho_radix_pfn(key, &order);
-			err = walk->run(walk, pfn, order, 1);
-		}
+		err = walk->run(walk, pfn, order, 1);
 	}
 	return err;
-}
-
-/* Number of the first bit from `at` on that is (or is not) set; LEAF_BITS if there is none. */
-static u64 next_bit(const u64 *bitmap, u64 at, bool is_set)
-{
-	u64 flip = is_set ? 0 : ~0UL, word;
-
-	if (at >= LEAF_BITS)
-		return LEAF_BITS;
-	word = (bitmap[at / 64] ^ flip) & ~0UL << at % 64;
-	for (at /= 64; !word; word = bitmap[at] ^ flip)
-		if (++at == LEAF_WORDS)
-			return LEAF_BITS;
-	return at * 64 + ctz64(word);
 }
 
 static int walk_leaf(struct kho_radix_walk *walk, const u64 *bitmap, u64 prefix)
@@ -149,8 +171,8 @@ static int walk_leaf(struct kho_radix_walk *walk, const u64 *bitmap, u64 prefix)
 	if (!prefix)
 		return walk_first_leaf(walk, bitmap);
 	base = kho_radix_pfn(key, &order);
-	while (!err && (bit = next_bit(bitmap, bit, true)) < LEAF_BITS) {
-		end = next_bit(bitmap, bit, false);
+	while (!err && (bit = next_set(bitmap, bit)) < LEAF_BITS) {
+		end = next_clear(bitmap, bit);
 		err = walk->run(walk, base + (bit << order), order, end - bit);
 		bit = end;
 	}
@@ -172,9 +194,8 @@ static int walk_node(struct kho_radix_walk *walk, claim_t phys, unsigned int lev
 		return -EINVAL;
 	if (!level)
 		return walk_leaf(walk, words, prefix);
-	for (unsigned int i = 0; i < TABLE_ENTRIES && !err; i++)
-		if (words[i])
-			err = walk_node(walk, claim(words[i]), level - 1, prefix << KHO_TABLE_SIZE_LOG2 | i);
+	for (unsigned int i = 0; !err && (i = next_word(words, i)) < TABLE_ENTRIES; i++)
+		err = walk_node(walk, claim(words[i]), level - 1, prefix << KHO_TABLE_SIZE_LOG2 | i);
 	return err;
 }
 
