@@ -25,6 +25,7 @@ struct adoption {
 	struct kho_radix_walk walk;
 	struct memblock_region *runs, *ranges;	/* flags of a run: its order */
 	u64 nr_runs, nr_ranges;
+	const struct memblock_region *good;	/* RAM outside scratch, where the last run was; NULL */
 	u64 *nodes;			/* addresses of the tree's pages, in the order of the walk */
 	u64 nr_nodes;
 };
@@ -49,12 +50,27 @@ static const u64 *verify_node(struct kho_radix_walk *walk, claim_t phys, unsigne
 	return phys_to_virt(phys.value);
 }
 
+/* Runs come by address, so most are where the last one was. */
+static bool run_ok(struct adoption *a, phys_addr_t base, u64 size, u64 align)
+{
+	const struct memblock_region *r = a->good;
+
+	if (r && base >= r->base && base - r->base < r->size && size <= r->size - (base - r->base))
+		return true;
+	if (!claim_is_outside(claim(base), size, align))
+		return false;
+	for (r = memblock.memory.regions; base - r->base >= r->size; r++)
+		;
+	a->good = r->flags & MEMBLOCK_KHO_SCRATCH ? NULL : r;
+	return true;
+}
+
 static int verify_run(struct kho_radix_walk *walk, u64 pfn, unsigned int order, u64 nr)
 {
 	struct adoption *a = adoption_of(walk);
 
 	if (pfn >= walk->end_pfn || nr > (walk->end_pfn - pfn) >> order ||
-	    !claim_is_outside(claim(PFN_PHYS(pfn)), PAGE_SIZE * nr << order, PAGE_SIZE << order)) {
+	    !run_ok(a, PFN_PHYS(pfn), PAGE_SIZE * nr << order, PAGE_SIZE << order)) {
 		pr_err("preserved memory 0x%llx, %llu blocks of order %u, is not RAM outside scratch\n",
 		       (unsigned long long)PFN_PHYS(pfn), (unsigned long long)nr, order);
 		return -EINVAL;

@@ -35,7 +35,7 @@ HOSTED = build.Target(
     output="build/tests/libkho.so",
     sources=(
         "tests/guest/kho_host.c", *(f"kho/guest/{name}.c" for name in KHO_FILES),
-        "kernels/mm/memblock.c", "kernels/mm/folio.c", "kernels/mm/reserve_mem.c", "kernels/lib/kstrtox.c",
+        "kernels/mm/memblock*.c", "kernels/mm/folio.c", "kernels/mm/reserve_mem.c", "kernels/lib/kstrtox.c",
         "kernels/lib/string.c",
     ),
     inputs=("kernels/include/*.h", "kernels/mm/*.h", "kho/guest/*.h", "tests/guest/kho_*.h"),
@@ -136,9 +136,9 @@ class Kernel:
         """The page allocator takes pages from `pages`, (start, end)."""
         if Kernel._running is not None:
             Kernel._running.close()  # of a test that failed
-        Kernel._running = self
         self.ram = ram
         self.lib = Library(library)
+        Kernel._running = self
         flat = [value for start, end in ram.ranges for value in (start, end - start)]
         first, last = pages or (2 * MIB, ram.size)
         if self.lib.host_start(ram.fd, ram.size, (_U64 * len(flat))(*flat), len(ram.ranges), first, last):
