@@ -6,6 +6,18 @@
 
 static const struct inode_ops tmpfs_ops;
 
+/* The driver may come later than the node, so it is looked for when the node is opened. */
+static int device_open(struct inode *inode, struct file *f)
+{
+	const struct file_ops *ops = chrdev_fops(inode->rdev);
+
+	if (!ops)
+		return -ENXIO;
+	f->ops = ops;
+	return ops->open ? ops->open(inode, f) : 0;
+}
+static const struct file_ops device_fops = { .open = device_open };
+
 static int tmpfs_create(struct dentry *dir, struct dentry *new, u32 mode, u64 rdev)
 {
 	struct inode *inode = inode_new(dir->super, mode);
@@ -19,7 +31,7 @@ static int tmpfs_create(struct dentry *dir, struct dentry *new, u32 mode, u64 rd
 		return -ENOMEM;
 	}
 	if (S_ISCHR(mode))
-		inode->fops = chrdev_fops(rdev);
+		inode->fops = &device_fops;
 	if (S_ISFIFO(mode))
 		inode->fops = &fifo_file_ops;
 	new->inode = inode;

@@ -9,6 +9,7 @@
 #include "sched.h"
 #include "sdt.h"
 #include "fs.h"
+#include "rootfs.h"
 #include "task.h"
 #include "workload.h"
 
@@ -35,12 +36,16 @@ static void unpack_initramfs(void)
 		pr_err("initramfs unpacking failed; what was unpacked stays\n");
 }
 
+void vfs_init(void);		/* vfs.h, which does not go with fs.h */
+
 static void kernel_init(void *unused)
 {
 	(void)unused;
 	ramfs_init();
 	unpack_initramfs();
+	vfs_init();
 	do_initcalls();
+	populate_rootfs();
 	show_mem();
 	PROBE1(mm, managed, nr_managed_pages());
 	PROBE(init, begin);
