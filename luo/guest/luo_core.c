@@ -98,8 +98,10 @@ static int early_startup(void)
 
 static int liveupdate_early_init(void)
 {
-	int err = early_startup();
+	int err;
 
+	luo_session_init();
+	err = early_startup();
 	if (!err)
 		return 0;
 	if (luo_strict_linux) {

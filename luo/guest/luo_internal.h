@@ -34,6 +34,7 @@ void luo_count_refused_pages(u64 pages);
 int luo_respond(void *user, u32 user_size, const void *reply, u32 size);	/* -EFAULT */
 
 /* luo_session.c */
+void luo_session_init(void);
 int luo_session_setup_outgoing(u64 *sessions_pa);
 int luo_session_setup_incoming(u64 sessions_pa);	/* -EINVAL: the chain is broken */
 int luo_session_deserialize(void);			/* first open of the device; once */

@@ -411,9 +411,14 @@ out_fd:
 
 /* ---- the previous kernel's sessions ---- */
 
+void luo_session_init(void)
+{
+	header_init(&incoming);
+	header_init(&outgoing);
+}
+
 int luo_session_setup_outgoing(u64 *sessions_pa)
 {
-	header_init(&outgoing);
 	outgoing.sessions_pa = sessions_pa;
 	return 0;
 }
@@ -424,7 +429,6 @@ int luo_session_setup_incoming(u64 sessions_pa)
 {
 	int err;
 
-	header_init(&incoming);
 	if (!sessions_pa)
 		return 0;
 	err = kho_block_set_restore(&incoming.blocks, sessions_pa);
