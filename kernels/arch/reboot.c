@@ -37,7 +37,7 @@ static void pm1_sleep(u16 port, u8 type)
 /* The processor runs on until the rest of the machine has heard; on a virtual machine too. */
 static void give_it_time(void)
 {
-	for (unsigned int i = 0; i < 1U << 27; i++)
+	for (unsigned int i = 0; i < 1U << 22; i++)
 		cpu_relax();
 }
 

@@ -141,6 +141,13 @@ u64 ktime_get_ns(void)
 	return counts_to_ns(counts);
 }
 
+/* Between two looks at a device, which cost more than anything else here. */
+static void pause_a_little(void)
+{
+	for (unsigned int i = 0; i < 128; i++)
+		cpu_relax();
+}
+
 /* Without a clock source, writes to a port that nobody has: each takes about a microsecond on a real bus. */
 void udelay(u64 us)
 {
@@ -152,8 +159,7 @@ void udelay(u64 us)
 		return;
 	}
 	while (ktime_get_ns() < until)
-		for (unsigned int i = 0; i < 32; i++)
-			cpu_relax();
+		pause_a_little();
 }
 
 /* Counts of the local APIC timer, which runs down, in a stretch of time on the clock source; scaled to one tick. */
@@ -164,8 +170,7 @@ static u64 measure_by_source(void)
 	u32 before = apic_timer_count(), after;
 
 	do {
-		for (unsigned int i = 0; i < 256; i++)
-			cpu_relax();
+		pause_a_little();
 		passed = (source.read() - start) & source.mask;
 		after = apic_timer_count();
 	} while (passed < want);
@@ -175,7 +180,7 @@ static u64 measure_by_source(void)
 /* The same on channel 2 of the 8254 (Intel 8254), whose gate and output are in port 0x61. */
 static u64 measure_by_pit(void)
 {
-	u16 count = (u16)(PIT_HZ * 10 / 1000);
+	u16 count = (u16)(PIT_HZ / 1000);
 	u32 before, after;
 
 	outb(0x61, (inb(0x61) & ~2) | 1);	/* gate on, speaker off */
@@ -183,9 +188,11 @@ static u64 measure_by_pit(void)
 	outb(0x42, (u8)count);
 	outb(0x42, (u8)(count >> 8));
 	before = apic_timer_count();
-	for (u64 tries = 0; !(inb(0x61) & 1 << 5); tries++)
-		if (tries == 1UL << 24)
+	for (u64 tries = 0; !(inb(0x61) & 1 << 5); tries++) {
+		if (tries == 1UL << 20)
 			panic("no clock to measure the local APIC timer by");
+		pause_a_little();
+	}
 	after = apic_timer_count();
 	return (u64)(before - after) * PIT_HZ / HZ / count;
 }

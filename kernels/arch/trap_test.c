@@ -127,30 +127,34 @@ static bool trace_in_trap(struct pt_regs *regs __unused, u64 address __unused)
 	return true;			/* int3 is behind us already */
 }
 
-static noinline void trace_inner(bool by_trap)
+enum trace_by { BY_CALL, BY_TRAP, BY_PRINTING };
+
+static noinline void trace_inner(enum trace_by by)
 {
-	if (by_trap)
+	if (by == BY_CALL)
+		trace_from_here();
+	else if (by == BY_TRAP)
 		__asm__ volatile("int3");
 	else
-		trace_from_here();
+		dump_stack();
 	barrier();			/* no tail calls here */
 }
 
-static noinline void trace_middle(bool by_trap)
+static noinline void trace_middle(enum trace_by by)
 {
-	trace_inner(by_trap);
+	trace_inner(by);
 	barrier();
 }
 
-static noinline void trace_outer(bool by_trap)
+static noinline void trace_outer(enum trace_by by)
 {
-	trace_middle(by_trap);
+	trace_middle(by);
 	barrier();
 }
 
 static const struct {
 	const char *name;
-	void (*fn)(bool);
+	void (*fn)(enum trace_by);
 } expected[] = {
 	{ "trace_inner", trace_inner }, { "trace_middle", trace_middle }, { "trace_outer", trace_outer },
 };
@@ -188,13 +192,14 @@ static void test_backtrace(void)
 	trap_handler_t before;
 	u64 bad[2] = { 0, 0 };
 
-	trace_outer(false);
+	trace_outer(BY_CALL);
 	check_trace("through calls", 0);
 	CHECK(frames < ARRAY_SIZE(trace));	/* it came to an end */
+	trace_outer(BY_PRINTING);		/* the host knows the names */
 
 	/* trace_in_trap, handle_trap and trap_dispatch, of which the compiler may merge some, and the entry come first */
 	before = set_trap_handler(TRAP_BP, trace_in_trap);
-	trace_outer(true);
+	trace_outer(BY_TRAP);
 	set_trap_handler(TRAP_BP, before);
 	for (unsigned int skip = 0; skip < frames; skip++) {
 		if (function_of(trace[skip]) == 0) {

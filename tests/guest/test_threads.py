@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import re
 
 import pytest
 
-from emu.machine import StopKind
-from tests.guest.running import RELEASES, on_luemu, on_qemu
+from emu.boot import Boot
+from emu.machine import Machine, StopKind
+from tests.guest.running import RELEASES, elf, on_luemu, on_qemu, symbols
 
 CMDLINE = "selftest=on"
 PARTS = ("traps", "sched")
@@ -34,6 +36,34 @@ def test_qemu_prints_the_same(release: str) -> None:
     ours, qemu = results(on_luemu(release, CMDLINE).text), results(on_qemu(release, CMDLINE))
     assert len(ours) > 15
     assert ours == qemu
+
+
+def test_a_printed_trace_names_its_callers() -> None:
+    """`dump_stack()`: addresses of the image; on QEMU the same ones."""
+    traces = []
+    for text in (on_luemu("new", CMDLINE).text, on_qemu("new", CMDLINE)):
+        after = text[text.index("backtrace through calls:") :].split("Call trace:\n")[1]
+        found = re.match(r"(?:  0x[0-9a-f]+\n)+", after)
+        assert found, text
+        traces.append([int(line, 16) for line in found[0].split()])
+    names = [symbols("new").describe(a - 1).split("+")[0] for a in traces[0]]
+    assert names[:3] == ["trace_inner", "trace_middle", "trace_outer"]
+    assert names[-2:] == ["thread_first_run", "thread_start"]
+    assert traces[0] == traces[1]
+
+
+def test_slices_change_nothing() -> None:
+    """The run is cut at ticks that have nothing to do with the kernel's."""
+    whole, cut = Machine(128 << 20), Machine(128 << 20)
+    with whole, cut:
+        for m in (whole, cut):
+            m.boot(Boot(kernel=elf("old").read_bytes(), cmdline=CMDLINE))
+        assert whole.run(max_instructions=300_000_000).kind == StopKind.POWER_OFF
+        at = random.Random(3)
+        while cut.run(cut.ticks + at.randrange(1, 20_000_000)).kind == StopKind.UNTIL:
+            assert cut.ticks < 2 * whole.ticks, "the cut run does not end"
+        assert cut.console == whole.console
+        assert cut.state_hash() == whole.state_hash()
 
 
 def test_two_runs_are_one() -> None:
