@@ -5,10 +5,11 @@
  *	contents	then padding to 4 bytes
  *	...		until the name is TRAILER!!!; zeros may follow before the next archive
  *
- * The archive comes from a boot loader or from the kernel before: nothing in it is trusted. All offsets are 64 bits
- * and all sizes 32, so a sum cannot wrap; each is held against the archive's end before it is used.
+ * The archive comes from a boot loader or from the kernel before: nothing in it is trusted. All offsets are
+ * 64 bits and all sizes 32, so a sum cannot wrap; each is held against the archive's end before it is used.
  *
- * Of several hard links to a file only one has the contents, often the last. They become files with the same contents.
+ * Of several hard links to a file only one has the contents, often the last. They become files with the
+ * same contents.
  */
 #define pr_fmt(fmt) "initramfs: " fmt
 #include "fs.h"
@@ -21,7 +22,9 @@
 #define HEADER_SIZE	(MAGIC_SIZE + 13 * FIELD_SIZE)
 #define TRAILER		"TRAILER!!!"
 
-enum field { INO, MODE, UID, GID, NLINK, MTIME, FILE_SIZE, MAJOR, MINOR, RMAJOR, RMINOR, NAME_SIZE, CHECK, FIELDS };
+enum field {
+	INO, MODE, UID, GID, NLINK, MTIME, FILE_SIZE, MAJOR, MINOR, RMAJOR, RMINOR, NAME_SIZE, CHECK, FIELDS
+};
 
 struct archive {
 	const u8 *data;

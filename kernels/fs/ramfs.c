@@ -1,7 +1,8 @@
 /* Files in memory: a tree of names that begins at the root directory.
  *
- * Contents are not copied: a file made from the initramfs points into it, so that unpacking costs by the number of
- * files and not by their size. The tree is built by one thread during start-up and only read afterwards.
+ * Contents are not copied: a file made from the initramfs points into it, so that unpacking costs by the
+ * number of files and not by their size. The tree is built by one thread during start-up and only read
+ * afterwards.
  */
 #include "fs.h"
 #include "errno.h"

@@ -1,8 +1,8 @@
-/* Negative controls: `break=CLASS[:N]` makes the kernel that saves do one thing wrong, and something has to notice
- * (kernel/breakage.c has the classes).
+/* Negative controls: `break=CLASS[:N]` makes the kernel that saves do one thing wrong, and something has to
+ * notice (kernel/breakage.c has the classes).
  *
- *	if (breaks("scratch", &n))	// break: an entry of the scratch array that goes to the next kernel
- *		scratch[n % count].size += PAGE_SIZE;
+ *	if (breaks("digest", &n))	// break: the digest of a segment
+ *		segment[n % count].digest[0] ^= 1;
  */
 #pragma once
 #include "types.h"

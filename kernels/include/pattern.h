@@ -1,5 +1,5 @@
-/* Contents for tests (lib/pattern.c): a sequence of words that is cheap to write, sums up like random data, and can be
- * checked word by word with nothing but its two numbers.
+/* Contents for tests (lib/pattern.c): a sequence of words that is cheap to write, sums up like random data,
+ * and can be checked word by word with nothing but its two numbers.
  */
 #pragma once
 #include "types.h"

@@ -1,10 +1,10 @@
-/* Tests that run inside the kernel with `selftest=on`. Each part has a function that checks it with CHECK() and
- * returns nothing; kernel/selftest.c counts and prints "selftest NAME: N checks, F failed".
+/* Tests that run inside the kernel with `selftest=on`. Each part has a function that checks it with CHECK()
+ * and returns nothing; kernel/selftest.c counts and prints "selftest NAME: N checks, F failed".
  */
 #pragma once
 #include "types.h"
 
-/* Counts a check; a failed one is printed with its place and text. The test goes on. Value of the condition. */
+/* Counts a check; one that fails is printed, and the test goes on. The value of the condition. */
 #define CHECK(condition) selftest_check((condition), __FILE__, __LINE__, #condition)
 bool selftest_check(bool ok, const char *file, int line, const char *text);
 

@@ -1,13 +1,13 @@
-/* What a kernel does after its start (kernel/workload.c, kho/guest/test_kho.c), and its place in the chain. */
+/* What a kernel does once it is up (kernel/workload.c, kho/guest/test_kho.c), and its place in the chain. */
 #pragma once
 #include "types.h"
 
-/* Number of kexecs with KHO since the cold boot, which is 0. From the handover, once the direct map is there. */
+/* Kexecs with KHO since the cold boot, which is 0. Known from the handover, once the direct map is there. */
 u32 kernel_generation(void);
 /* Was it one of ours that started this kernel, and expects it to find what it saved? */
 bool previous_was_ours(void);
-/* Will this kernel start another one? The line of /boot/chain for this generation, without its newline; NULL if it
- * is the last. Valid for ever. */
+/* Will this kernel start another one? The line of /boot/chain for this generation, without its newline;
+ * NULL if it is the last. Valid for ever. */
 const char *chain_line(void);
 
 /* The kernel_init thread ends here: tests, then the next kernel or the verdict and power off. */
@@ -19,6 +19,6 @@ bool verdict_failed(void);
 /* Prints the verdict and switches off. */
 _Noreturn void verdict_finish(void);
 
-/* The KHO test (kho/guest/test_kho.c). Restores at device_initcall; saves when the workload asks for it. Errors
- * go into the verdict. */
+/* The KHO test (kho/guest/test_kho.c). Restores at device_initcall; saves when the workload asks for it.
+ * Errors go into the verdict. */
 void test_kho_save(void);

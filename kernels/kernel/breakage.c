@@ -5,8 +5,8 @@
  *	vmalloc, vmallocpage	page N of the area: a byte changes; not preserved	kho/guest/test_areas.c
  *	reserve_mem		a byte of region N changes				kho/guest/test_areas.c
  *	blob, node		a byte of the blob changes; its node is removed		kho/guest/test_areas.c
- *	tree, treenode		table entry N is lost; points to another page		kho/guest/radix.c
- *	scratch			entry N of the array in the kexec segment is another	kho/guest
+ *	tree, treenode		leaf N is lost; is said to be where the root is		kho/guest/test_break.c
+ *	scratch			area N in the array of the kexec segment is another	kho/guest/test_break.c
  *	digest			the digest of the segments is another			kernel/kexec_file.c
  */
 #include "breakage.h"

@@ -1,5 +1,6 @@
-/* The command line, by the rules of Linux: words at white space; quotes hold a word together and are dropped where a
- * word or a value begins with one; '-' and '_' are the same in names; "--" ends the kernel's part.
+/* The command line, by the rules of Linux: words at white space; quotes hold a word together and are
+ * dropped where a word or a value begins with one; '-' and '_' are the same in names; "--" ends the
+ * kernel's part.
  *
  * What nobody has asked for is passed over silently: it may be for a later release, or for a program.
  */

@@ -1,9 +1,9 @@
 /* Messages to the console.
  *
- * A message goes out before printk() returns: when a kernel dies, what it said last has been said. So there is no
- * log buffer, and a lock that interrupts cannot break into. It must work from the first line of start_kernel() on
- * and in the middle of a crash, and is therefore none of the scheduler's: a fault inside printk() finds the lock
- * taken by its own processor and writes without it.
+ * A message goes out before printk() returns: when a kernel dies, what it said last has been said. So there
+ * is no log buffer, and a lock that interrupts cannot break into. It must work from the first line of
+ * start_kernel() on and in the middle of a crash, and is therefore none of the scheduler's: a fault inside
+ * printk() finds the lock taken by its own processor and writes without it.
  */
 #include "printk.h"
 #include "console.h"

@@ -1,11 +1,13 @@
 /* What a kernel does once it is up: tests, then the next kernel of the chain, or the verdict.
  *
- * /boot/chain in the initramfs, which all kernels of a chain share, has one line an update: the path of the next
- * image and, if it is to be another one, the command line. A kernel knows its line by its generation, the number
- * of updates behind it, and that comes with the handover. So a kernel that lost the handover would take itself
- * for the first: what the kernel before expects of it is on the command line too, as `luemu.generation=`.
+ * /boot/chain in the initramfs, which all kernels of a chain share, has one line an update: the path of the
+ * next image and, if it is to be another one, the command line. A kernel knows its line by its generation,
+ * the number of updates behind it, and that comes with the handover. So a kernel that lost the handover
+ * would take itself for the first: what the kernel before expects of it is on the command line too, as
+ * `luemu.generation=`.
  *
- * The first thing that goes wrong, in whichever kernel, ends the chain: its verdict is the last one printed.
+ * The first thing that goes wrong, in whichever kernel, ends the chain: its verdict is the last one
+ * printed.
  */
 #include "workload.h"
 #include "arch.h"
@@ -127,7 +129,7 @@ const char *chain_line(void)
 
 /* ---- the next kernel ---- */
 
-/* The command line without what this kernel was told about its generation, with what the next one is to be. */
+/* The command line, with the next kernel's generation in place of this one's. */
 static int next_command_line(const char *base, char *buf, size_t size)
 {
 	size_t used = 0;
@@ -197,7 +199,7 @@ static u64 unreserved_pages(phys_addr_t base, phys_addr_t limit)
 	return pages;
 }
 
-/* A kernel that was not handed over to made its own scratch, out of memory that it had reserved, and released it. */
+/* Without a handover a kernel makes its own scratch, out of memory that it had reserved, and releases it. */
 static u64 scratch_pages_released(void)
 {
 	u64 pages = 0;

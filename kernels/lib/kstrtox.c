@@ -1,5 +1,5 @@
-/* Numbers and switches from text, by the rules of Linux: what a user wrote on the command line means the same to
- * both.
+/* Numbers and switches from text, by the rules of Linux: what a user wrote on the command line means the
+ * same to both.
  */
 #include "string.h"
 #include "errno.h"

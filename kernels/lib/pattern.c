@@ -1,9 +1,9 @@
 /* Contents for tests.
  *
- * Gigabytes are written and read again with them, so a word may cost only a few instructions: three to write and
- * sum it, one to sum it, four to compare it. The carry of the sum stays in the flag from word to word,
- * which is why those loops are assembly. Ones' complement addition has one result whatever the order and the
- * width of the words, except that a sum of nothing but zeros is 0 and any other zero is all ones.
+ * Gigabytes are written and read again with them, so a word may cost only a few instructions: three to
+ * write and sum it, one to sum it, four to compare it. The carry of the sum stays in the flag from word to
+ * word, which is why those loops are assembly. Ones' complement addition has one result whatever the order
+ * and the width of the words, except that a sum of nothing but zeros is 0 and any other zero is all ones.
  */
 #include "pattern.h"
 #include "page.h"

@@ -1,5 +1,5 @@
-/* xoshiro256** (Blackman and Vigna), seeded through splitmix64 by `seed=` and the number of the kernel in its chain:
- * another stream in every kernel, the same in every run.
+/* xoshiro256** (Blackman and Vigna), seeded through splitmix64 by `seed=` and the number of the kernel in
+ * its chain: another stream in every kernel, the same in every run.
  */
 #include "random.h"
 #include "init.h"

@@ -1,9 +1,9 @@
 /* Memory and strings.
  *
- * Long runs use the string instructions, eight bytes at a time: that is what costs the fewest instructions, and an
- * iteration is all that a processor without tricks needs for a word. They are written in assembly, because a
- * compiler recognises a loop that copies or fills and makes a call of memcpy() or memset() out of it, in
- * memcpy() and memset() too.
+ * Long runs use the string instructions, eight bytes at a time: that is what costs the fewest instructions,
+ * and an iteration is all that a processor without tricks needs for a word. They are written in assembly,
+ * because a compiler recognises a loop that copies or fills and makes a call of memcpy() or memset() out of
+ * it, in memcpy() and memset() too.
  */
 #include "string.h"
 #include "errno.h"

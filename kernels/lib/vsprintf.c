@@ -1,7 +1,7 @@
 /* Formatted text: the C library's conversions for integers, characters, strings and pointers.
  *
- * A pointer is "0x" and sixteen digits, so that columns stay; symbols are the host's business. Extensions, told
- * by a letter behind %p: S a code address, e the error number in an error pointer, in decimal.
+ * A pointer is "0x" and sixteen digits, so that columns stay; symbols are the host's business. Extensions,
+ * told by a letter behind %p: S a code address, e the error number in an error pointer, in decimal.
  */
 #include "printk.h"
 #include "string.h"

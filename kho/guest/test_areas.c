@@ -1,12 +1,13 @@
-/* The KHO test beyond folios: vmalloc areas, reserve_mem regions, and a blob, in the sub-tree "luemu_test". Its FDT:
+/* The KHO test beyond folios: vmalloc areas, reserve_mem regions, and a blob, in the sub-tree "luemu_test".
+ * Its FDT:
  *
  *	/		compatible "luemu-test-v1"; seed u64, of all contents; generation u32, of the kernel that saved;
  *			payload, bytes that are verified like everything else; scratch, the array of that kernel
  *	/vmalloc@N	info, a struct kho_vmalloc; size u64
  *	/reserve_mem	one u64 a region, named after it: where it is
  *
- * A region of reserve_mem is written by the first kernel that has it and verified by every one after it; what it
- * holds is told by its own first bytes.
+ * A region of reserve_mem is written by the first kernel that has it and verified by every one after it;
+ * what it holds is told by its own first bytes.
  */
 #define pr_fmt(fmt) "test_kho: " fmt
 #include "test_kho.h"

@@ -1,5 +1,5 @@
-/* Negative controls inside KHO's own structures (kernel/breakage.c): a node of the tree that the next kernel will not
- * find, and an array of scratch areas that is not the one of this kernel.
+/* Negative controls inside KHO's own structures (kernel/breakage.c): a node of the tree that the next
+ * kernel will not find, and an array of scratch areas that is not the one of this kernel.
  */
 #define pr_fmt(fmt) "test_kho: " fmt
 #include "test_kho.h"

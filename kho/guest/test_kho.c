@@ -1,14 +1,14 @@
-/* The KHO test in the manner of Linux (lib/test_kho.c there) and in its format, kho-test-v1: either can restore what
- * the other saved.
+/* The KHO test in the manner of Linux (lib/test_kho.c there) and in its format, kho-test-v1: either can
+ * restore what the other saved.
  *
  *	save		folios of random orders, random contents, max_mem bytes of them; their list (address | order) in a
  *			vmalloc area; both preserved. An FDT in the sub-tree "kho_test" says how many, where the list is,
  *			and the checksum of all contents.
  *	restore		the list, then each folio; order and contents verified; all of it freed.
  *
- * The checksum alone cannot say which page is wrong, and not that two pages changed places. Contents of our own
- * kernels are therefore patterns that need one number only, which is in our own sub-tree (test_areas.c): then
- * every word is compared and a page that is wrong is named.
+ * The checksum alone cannot say which page is wrong, and not that two pages changed places. Contents of our
+ * own kernels are therefore patterns that need one number only, which is in our own sub-tree
+ * (test_areas.c): then every word is compared and a page that is wrong is named.
  *
  * Parameters: test_kho=off, test_kho.max_mem=SIZE, test_kho.order=N (all folios of that order).
  */
@@ -30,6 +30,7 @@
 
 #define NR_ORDERS		(MAX_PAGE_ORDER + 1)
 #define PROBLEMS_SHOWN_MAX	16
+#define FOLIOS_SHOWN_MAX	64	/* one by one, with loglevel=8 */
 #define DIGESTED_ENTRIES_MAX	512	/* of the list: what says whether two machines place alike */
 
 /* What was saved, until the jump; or what has been read. */
@@ -97,8 +98,12 @@ static u32 csum_add(u32 a, u32 b)
 	return __builtin_add_overflow(a, b, &sum) ? sum + 1 : sum;
 }
 
-static void summarise(struct summary *s, unsigned int order, u32 csum)
+static void summarise(struct summary *s, u32 i, u64 entry, u32 csum)
 {
+	unsigned int order = (unsigned int)entry_order(entry);
+
+	if (i < FOLIOS_SHOWN_MAX)
+		pr_debug("folio %2u: order %2u at 0x%09lx, checksum 0x%08x\n", i, order, entry_phys(entry), csum);
 	s->order[order].folios++;
 	s->order[order].csum = csum_add(s->order[order].csum, csum);
 	s->csum = csum_add(s->csum, csum);
@@ -175,8 +180,8 @@ static int read_fdt(struct test_data *data)
 	return 0;
 }
 
-/* One folio: restored, verified, freed. pattern is NULL when nobody knows the contents. False and a message if
- * anything is wrong. */
+/* One folio: restored, verified, freed. pattern is NULL when nobody knows the contents. False and a message
+ * if anything is wrong. */
 static bool restore_folio(u32 i, u64 entry, const struct pattern *pattern, struct summary *summary, bool show)
 {
 	phys_addr_t phys = entry_phys(entry);
@@ -198,7 +203,7 @@ static bool restore_folio(u32 i, u64 entry, const struct pattern *pattern, struc
 		return false;
 	}
 	size = PAGE_SIZE << order;
-	summarise(summary, (unsigned int)order, csum_partial(folio_address(folio), size, 0));
+	summarise(summary, i, entry, csum_partial(folio_address(folio), size, 0));
 	if (pattern)
 		at = pattern_check(*pattern, folio_address(folio), size);
 	if (at >= 0 && show)
@@ -291,8 +296,8 @@ static bool breaks_order(const char *name, unsigned int order, u64 *n)
 	return breaks(class, n);
 }
 
-/* The folio that `break=NAME<order>:N` asks for: the Nth of that order. False if none is asked for, or if there are not
- * so many, which is an error. */
+/* The folio that `break=NAME<order>:N` asks for: the Nth of that order. False if none is asked for, or if
+ * there are not so many, which is an error. */
 static bool broken_folio(const struct test_data *data, const char *name, u32 *found)
 {
 	for (unsigned int order = 0; order < NR_ORDERS; order++) {
@@ -333,8 +338,12 @@ static struct folio *alloc_folio(u32 nr_folios, u64 bytes_left)
 	if (fixed_order < NR_ORDERS)
 		return folio_alloc(GFP_KERNEL, order);
 	order = wanted_order(nr_folios);
-	if (order == NR_ORDERS)
+	if (order == NR_ORDERS) {
+		/* At most half of what is left: then there is room for small ones too. */
 		order = (unsigned int)get_random_below(NR_ORDERS);
+		while (PAGE_SIZE << order > bytes_left / 2 && order)
+			order--;
+	}
 	while (PAGE_SIZE << order > bytes_left)
 		order--;
 	while (!(folio = folio_alloc(GFP_KERNEL | __GFP_NOWARN, order)) && order)
@@ -386,10 +395,10 @@ static void fill_folios(struct test_data *data, u64 seed)
 	struct summary summary = { 0 };
 
 	for (u32 i = 0; i < data->nr_folios; i++) {
-		u64 entry = data->list[i], order = entry_order(entry);
+		u64 entry = data->list[i], size = PAGE_SIZE << entry_order(entry);
 
-		summarise(&summary, (unsigned int)order,
-			  pattern_fill(make_pattern(seed, i), phys_to_virt(entry_phys(entry)), PAGE_SIZE << order, 0));
+		summarise(&summary, i, entry,
+			  pattern_fill(make_pattern(seed, i), phys_to_virt(entry_phys(entry)), size, 0));
 	}
 	data->csum = summary.csum;
 	print_summary(&summary, data, "saved");

@@ -1,5 +1,5 @@
-/* Between the two parts of the KHO test: test_kho.c (folios, Linux's format) and test_areas.c (everything else, in a
- * sub-tree of its own).
+/* Between the two parts of the KHO test: test_kho.c (folios, Linux's format) and test_areas.c (everything
+ * else, in a sub-tree of its own).
  */
 #pragma once
 #include "../../kernels/include/types.h"
@@ -12,8 +12,8 @@
 #define TEST_AREAS_SUBTREE	"luemu_test"
 #define TEST_AREAS_COMPATIBLE	"luemu-test-v1"
 
-/* Seed of all contents that the previous kernel wrote; false if it was no kernel of ours. Verifies the areas, with
- * errors in the verdict, and frees them. */
+/* Seed of all contents that the previous kernel wrote; false if it was no kernel of ours. Verifies the
+ * areas, with errors in the verdict, and frees them. */
 bool test_areas_restore(u64 *seed);
 /* 0 or -errno, and then nothing is left behind. */
 int test_areas_save(u64 seed);

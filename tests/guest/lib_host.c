@@ -1,5 +1,6 @@
-/* What surrounds the kernel's library, printk, parameters and initramfs when they are compiled for the host: a console
- * and an allocator that the tests look into, and parameters that write down what they are given.
+/* What surrounds the kernel's library, printk, parameters and initramfs when they are compiled for the
+ * host: a console and an allocator that the tests look into, and parameters that write down what they are
+ * given.
  */
 #include "console.h"
 #include "errno.h"

@@ -1,4 +1,4 @@
-/* Stands in for the kernel's cpu.h where its code runs as a program of the host: no interrupts, one processor. */
+/* Stands in for the kernel's cpu.h where its code runs as a program of the host: no interrupts. */
 #pragma once
 #include "types.h"
 
