@@ -16,7 +16,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from emu.debug.update import LINUX_CMDLINE, Options, Update
+from emu.debug.chain import LINUX_CMDLINE
+from emu.debug.update import Options, Update
 from emu.initproto import RecordReader, Transcript
 
 SPEC = "S:one F:0x1:4K:all"
@@ -71,7 +72,7 @@ def qemu(kernel: Path, lu: Path, extra: Sequence[str] = ()) -> float:
         raise RuntimeError("qemu-system-x86_64 is not installed: apt-get install qemu-system-x86")
     # The machine that the initramfs is taken from is never run.
     update = Update(_options(kernel, lu))
-    archive = update._initramfs(LINUX_CMDLINE)
+    archive = update._initramfs()
     update.machine.close()
     with tempfile.TemporaryDirectory() as folder:
         initrd, pipe = Path(folder) / "initramfs", Path(folder) / "records"

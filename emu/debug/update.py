@@ -31,6 +31,7 @@ from emu.debug.own import OBSERVED as OBSERVED_IN_OWN
 from emu.debug.own import OwnChecker
 from emu.debug.phases import PhaseObserver, Record
 from emu.debug.release import Kernel
+from emu.debug.symbols import Symbols
 from emu.debug.view import UnknownLayout, View
 from emu.errors import ConfigError, EmuError, ImageError
 from emu.files import is_regular, read_file
@@ -420,7 +421,7 @@ class Update:
                 self._watch_jump(m, found, image)
         except kexec.UnknownImage as e:
             found.not_checked["INV-13"] = found.not_checked["INV-28"] = str(e)
-        scratch = _scratch(m, kernel)
+        scratch = _scratch(m, kernel.symbols)
         given = _root_fdt(m, kernel)
         found.fdt_given = given or 0
         try:
@@ -773,10 +774,9 @@ def _failure_line(console: bytes) -> str:
     return f": {found[-1].decode('ascii', 'backslashreplace')}" if found else ""
 
 
-def _scratch(m: Machine, kernel: Kernel) -> ScratchList | None:
+def _scratch(m: Machine, symbols: Symbols | None) -> ScratchList | None:
     """Where the running kernel keeps its list of scratch areas, by its own variables; None if it
     cannot be told. Nothing in memory points to it before the jump."""
-    symbols = kernel.symbols
     if symbols is None:
         return None
     table, count = symbols.address("kho_scratch"), symbols.address("kho_scratch_cnt")
