@@ -69,6 +69,7 @@ struct file_ops {
 	int (*open)(struct inode *inode, struct file *f);
 	void (*release)(struct file *f);				/* the last reference is gone */
 	int (*fallocate)(struct file *f, int mode, loff_t off, loff_t len);
+	const void *(*contents)(struct file *f);	/* inode->size bytes of the kernel's memory, for kernel_read() */
 	/* What readlink("/proc/self/fd/N") says, NULL: the path. */
 	void (*show_name)(struct file *f, char *buf, u64 size);
 };
