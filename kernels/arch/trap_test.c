@@ -190,6 +190,7 @@ static void check_trace(const char *what, unsigned int skip)
 static void test_backtrace(void)
 {
 	trap_handler_t before;
+	unsigned int skip = 0;
 	u64 bad[2] = { 0, 0 };
 
 	trace_outer(BY_CALL);
@@ -201,12 +202,9 @@ static void test_backtrace(void)
 	before = set_trap_handler(TRAP_BP, trace_in_trap);
 	trace_outer(BY_TRAP);
 	set_trap_handler(TRAP_BP, before);
-	for (unsigned int skip = 0; skip < frames; skip++) {
-		if (function_of(trace[skip]) == 0) {
-			check_trace("through a trap", skip);
-			break;
-		}
-	}
+	while (skip < frames && function_of(trace[skip]) != 0)
+		skip++;
+	check_trace("through a trap", skip);
 
 	CHECK(backtrace_from(0, trace, ARRAY_SIZE(trace)) == 0);
 	CHECK(backtrace_from(~0UL, trace, ARRAY_SIZE(trace)) == 0);
