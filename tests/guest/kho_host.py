@@ -1,8 +1,8 @@
 """The kernel's KHO code, compiled for the host: `kho_host.c` stands in for the rest of the kernel.
 
-A `Ram` is physical memory; a `Kernel` is one boot on it. The memory outlives the kernel, so a test hands over from one
-to the next as a kexec does. A kernel's global variables are those of the loaded library: closing it unloads the library,
-and the next one starts afresh.
+A `Ram` is physical memory; a `Kernel` is one boot on it. The memory outlives the kernel, so a test hands over
+from one to the next as a kexec does. A kernel's global variables are those of the loaded library: closing it
+unloads the library, and the next one starts afresh.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ class Ram:
 
 _POINTER_RESULTS = (
     "kho_alloc_preserve", "kho_restore_pages", "kho_restore_vmalloc", "kho_block_it_reserve_entry",
-    "kho_block_it_read_entry", "kho_block_it_prev", "vmalloc", "host_vmalloc_huge", "host_vmap", "reserve_mem_get",
+    "kho_block_it_read_entry", "kho_block_it_prev", "vmalloc", "host_vmalloc_huge", "host_vmap",
+    "reserve_mem_get",
 )  # fmt: skip
 _U64_RESULTS = (
     "host_warnings", "host_alloc", "host_alloc_pages", "host_root_fdt", "host_tree_root", "host_regions",
@@ -245,7 +246,7 @@ class Kernel:
 
 
 class Guarded:
-    """Bytes that end where a page begins that nobody may touch: reading or writing behind them kills the process."""
+    """Bytes that end where a page begins that nobody may touch: a step too far kills the process."""
 
     def __init__(self, capacity: int) -> None:
         self._size = -(-capacity // PAGE) * PAGE

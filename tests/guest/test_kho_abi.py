@@ -1,9 +1,10 @@
-"""One format, described twice: what the kernels were compiled with, by their debug information, against `kho.abi`."""
+"""One format, described twice: the kernels' debug information against `kho.abi`."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from elftools.elf.elffile import ELFFile
@@ -88,7 +89,9 @@ def test_every_number_of_the_header_is_compared() -> None:
     enumeration = text[text.index("enum kho_abi") : text.index("};", text.index("enum kho_abi"))]
     names = re.findall(r"^\s*([A-Z][A-Z0-9_]+) =", enumeration, re.MULTILINE)
     assert sorted(names) == sorted(CONSTANTS)
-    assert not re.findall(r"#define\s+\w+\s+(?:0x[0-9a-f]+|\d+)\s*$", text, re.MULTILINE), "a number that is no enumerator"
+    assert not re.findall(r"#define\s+\w+\s+(?:0x[0-9a-f]+|\d+)\s*$", text, re.MULTILINE), (
+        "a number that is no enumerator"
+    )
 
 
 def test_every_structure_of_the_header_is_compared() -> None:
@@ -103,7 +106,8 @@ def test_texts() -> None:
 def test_compatible_string_is_in_the_image(elf: Path) -> None:
     with elf.open("rb") as f:
         file = ELFFile(f)
-        symbol = file.get_section_by_name(".symtab").get_symbol_by_name("kho_compatible")[0]
+        symbols: Any = file.get_section_by_name(".symtab")
+        symbol = symbols.get_symbol_by_name("kho_compatible")[0]
         section = file.get_section(symbol["st_shndx"])
         at = symbol["st_value"] - section["sh_addr"]
         assert section.data()[at : at + symbol["st_size"]] == abi.KHO_COMPATIBLE.encode() + b"\0"

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels import build
 from kho.abi import BLOCKS_MAX, block_capacity
 from kho.block import BlockChain, read_chain
 from kho.memory import Reader
-from tests.guest.kho_host import HOSTED, MIB, PAGE, Kernel, Ram
-from tests.guest.test_kho_handover import OLD_PAGES, RAM_SIZE, Populate, blocks_of, update
+from tests.guest.kho_cases import OLD_PAGES, RAM_SIZE, Populate, blocks_of, update
+from tests.guest.kho_host import MIB, PAGE, Kernel, Ram
 
 EINVAL, ENOMEM, ENOSPC = 22, 12, 28
 ENTRY = 80  # of LUO's sessions: 51 to a block, without a rest
@@ -94,26 +92,6 @@ def fill(s: Set, count: int) -> None:
     s.rewind()
     for number in range(count):
         assert s.write(entry_of(number, s.entry_size))
-
-
-@pytest.fixture(scope="module")
-def library() -> Path:
-    path = build.build(build.project_root(), HOSTED)
-    assert path is not None
-    return path
-
-
-@pytest.fixture
-def ram() -> Iterator[Ram]:
-    with Ram(RAM_SIZE) as memory:
-        yield memory
-
-
-@pytest.fixture
-def old(library: Path, ram: Ram) -> Iterator[Kernel]:
-    with Kernel(library, ram, OLD_PAGES) as kernel:
-        kernel.boot()
-        yield kernel
 
 
 def handed_over(old: Kernel, count: int) -> tuple[Populate, int]:
@@ -206,7 +184,9 @@ def test_growing_without_memory_changes_nothing(old: Kernel, ram: Ram) -> None:
         old.lib.host_fail_after(n)
         assert s.grow(3 * CAPACITY + 1) == -ENOMEM
         old.lib.host_fail_after(-1)
-        assert (s.blocks, old.outstanding, blocks_of(ram, handed)) == (1, allocations, before), f"failed at {n}"
+        assert (s.blocks, old.outstanding, blocks_of(ram, handed)) == (1, allocations, before), (
+            f"failed at {n}"
+        )
         assert (ram.read(s.head, PAGE) == chain).all()
 
 
