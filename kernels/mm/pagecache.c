@@ -160,15 +160,12 @@ static void prune(struct mapping *m, u64 index)
 int mapping_add(struct mapping *m, struct folio *f, u64 index)
 {
 	unsigned int order = folio_order(f), level = folio_level(order);
-	u64 pages = 1UL << order, last = index + pages - 1;
-	struct folio *found = mapping_next(m, index);
+	u64 pages = 1UL << order, last = index + pages - 1, step = 1UL << ((level - 1) * NODE_LOG2);
 	struct node *n;
 	int err;
 
 	if (!IS_ALIGNED(index, pages) || last < index || !covers(HEIGHT_MAX, last))
 		return -EINVAL;
-	if (found && found->page.index <= last)
-		return -EEXIST;
 	err = grow(m, last, level);
 	if (err)
 		return err;
@@ -176,6 +173,8 @@ int mapping_add(struct mapping *m, struct folio *f, u64 index)
 	for (u32 l = m->height; l > level; l--) {
 		u64 i = level_index(index, l);
 
+		if (is_folio(n->slot[i]))
+			return -EEXIST;
 		if (!n->slot[i]) {
 			struct node *below = node_new();
 
@@ -187,7 +186,11 @@ int mapping_add(struct mapping *m, struct folio *f, u64 index)
 		}
 		n = slot_node(n->slot[i]);
 	}
-	for (u64 i = 0; i < pages; i += 1UL << ((level - 1) * NODE_LOG2))
+	/* A slot in use is a folio, or a node that has some: empty nodes do not exist. */
+	for (u64 i = 0; i < pages; i += step)
+		if (n->slot[level_index(index + i, level)])
+			return -EEXIST;
+	for (u64 i = 0; i < pages; i += step)
 		node_add(n, level_index(index + i, level), (u64)f + 1);
 	f->page.mapping = m;
 	f->page.index = index;
