@@ -120,7 +120,7 @@ static bool init_pm_timer(void)
 	return true;
 }
 
-/* Counts in (less than a second's worth would do) as nanoseconds, exact and without overflow for 18 years at 1 GHz. */
+/* Whole seconds apart from the rest, so that nothing overflows. */
 static u64 counts_to_ns(u64 counts)
 {
 	return counts / source.hz * NS_PER_SEC + counts % source.hz * NS_PER_SEC / source.hz;
