@@ -52,6 +52,8 @@ MAX_INSTRUCTIONS = 50_000_000_000
 """Default of --max-instructions: about a minute; a whole update of a Linux takes 2.5 thousand million."""
 
 
+NO_LUO = "there is no LUO state in the handover"
+NOT_OBSERVED = "LUO is not observed in the project's own kernels"
 OWN_SUBTREES = (SUBTREE_METADATA, SUBTREE_MEMBLOCK, SUBTREE_TEST, SUBTREE_LUO, luemutest.SUBTREE)
 """Everything that the project's kernels hand over."""
 
@@ -589,8 +591,8 @@ class Update:
                 if ours:
                     reasons |= report.not_checked
                 if ours and self.checker is None:
-                    no_luo = "the kernels have no LUO"
-                    reasons |= {id: no_luo for id in OBSERVED_IN_LINUX if id not in OBSERVED_IN_OWN}
+                    why = NOT_OBSERVED if found.number is not None else NO_LUO
+                    reasons |= {id: why for id in OBSERVED_IN_LINUX if id not in OBSERVED_IN_OWN}
             found.not_checked.update(reasons)
             if not self.examined:
                 self._alone = found
