@@ -68,8 +68,8 @@ class Kernel:
                 raise ImageError(str(e), text) from None
         image = read_file(path)
         if not observe:  # a kernel is booted as what it is, whether or not it is watched
-            elf = image[:4] == b"\x7fELF"
-            own = _OWN_EVENT in Probes.parse(image, str(path)) if elf else _is_own_image(image)
+            is_elf = image[:4] == b"\x7fELF"
+            own = _OWN_EVENT in Probes.parse(image, str(path)) if is_elf else _is_own_image(image)
             return cls(str(text), path, image, own=own)
         elf_path = symbols
         if elf_path is None:

@@ -503,8 +503,11 @@ def _show_update(number: int, u: dict[str, Any]) -> None:
 def _details(kept: dict[str, Any]) -> str:
     if "folios" not in kept:
         return f" at {kept['phys']:#x}" if "phys" in kept else ""
-    orders = ", ".join(f"{count} of order {order}" for order, count in kept["orders"].items())
-    return f" in {amount(kept['folios'], 'folio')} ({orders})" if orders else ""
+    orders = sorted(int(order) for order in kept["orders"])
+    if not orders:
+        return ""
+    which = f"order {orders[0]}" if len(orders) == 1 else f"orders {orders[0]} to {orders[-1]}"
+    return f" in {amount(kept['folios'], 'folio')} of {which}"
 
 
 __all__ = ["EmuError", "add_parser", "run"]

@@ -104,7 +104,6 @@ def test_no_command() -> None:
 
 BAD_USAGE: list[list[str]] = [
     ["nosuch"],
-    ["run"],
     ["run", "--nosuch"],
     ["run", "--old", "k", "--memory", "banana"],
     ["run", "--old", "k", "--memory", "-1"],
