@@ -1,5 +1,5 @@
-/* Block sets: see block.h. */
-#define pr_fmt(fmt) "KHO: " fmt
+/* Block sets: see block.h. Their messages bear LUO's name, as in Linux: its sets are the only ones. */
+#define pr_fmt(fmt) "luo: " fmt
 #include "block.h"
 #include "errno.h"
 #include "kho_internal.h"

@@ -23,7 +23,7 @@ int kho_fill_kimage(struct kimage *image)
 	};
 	int err;
 
-	if (!kho_enable)
+	if (!kho_enable || !kho_out.fdt)
 		return 0;
 	image->fdt = virt_to_phys(kho_out.fdt);
 	err = kexec_add_buffer(&kbuf);

@@ -41,31 +41,36 @@ bool kho_are_preserved(claim_t c, u64 nr_pages)
 	return true;
 }
 
-/* The pages of a block belong to this kernel from now on; it is whole or in single pages. */
-static struct page *restore_block(phys_addr_t phys, unsigned int order, bool whole)
+/* Takes the stamp of a block of at most max_pages pages; only one caller gets it. */
+static bool take_stamp(claim_t c, u64 max_pages, unsigned int *order)
 {
-	struct page *page = phys_to_page(phys);
+	u64 stamp;
 
+	if (!kho_is_preserved(c, order) || max_pages >> *order == 0)
+		return false;
+	stamp = kho_stamp(*order);
+	return __atomic_compare_exchange_n(&phys_to_page(c.value)->private, &stamp, 0, false, __ATOMIC_ACQ_REL,
+					   __ATOMIC_RELAXED);
+}
+
+/* The pages of a block belong to this kernel from now on. */
+static void account(phys_addr_t phys, unsigned int order)
+{
 	PROBE2(kho, restore, phys, order);
-	page->private = 0;
-	if (whole) {
-		prep_compound_page(page, order);
-	} else {
-		for (u64 i = 0; i < 1UL << order; i++)
-			page[i].refcount = 1;
-	}
-	adjust_managed_page_count(page, (s64)(1UL << order));
+	adjust_managed_page_count(phys_to_page(phys), (s64)(1UL << order));
 	__atomic_add_fetch(&restored_pages, 1UL << order, __ATOMIC_RELAXED);
-	return page;
 }
 
 struct folio *kho_restore_folio(phys_addr_t phys)
 {
+	struct page *page = phys_to_page(phys);
 	unsigned int order;
 
-	if (WARN_ON_ONCE(!kho_is_preserved(claim(phys), &order) || order > MAX_PAGE_ORDER))
+	if (WARN_ON_ONCE(!take_stamp(claim(phys), 1UL << MAX_PAGE_ORDER, &order)))
 		return NULL;
-	return (struct folio *)restore_block(phys, order, true);
+	prep_compound_page(page, order);
+	account(phys, order);
+	return (struct folio *)page;
 }
 
 struct page *kho_restore_pages(phys_addr_t phys, u64 nr_pages)
@@ -75,10 +80,13 @@ struct page *kho_restore_pages(phys_addr_t phys, u64 nr_pages)
 	/* By the order that was stored, whatever way the range was cut; a block that goes beyond the range is not ours. */
 	for (u64 done = 0; done < nr_pages; done += 1UL << order) {
 		phys_addr_t at = phys + (done << PAGE_SHIFT);
+		struct page *page = phys_to_page(at);
 
-		if (WARN_ON_ONCE(!kho_is_preserved(claim(at), &order) || (nr_pages - done) >> order == 0))
+		if (WARN_ON_ONCE(!take_stamp(claim(at), nr_pages - done, &order)))
 			return NULL;
-		restore_block(at, order, false);
+		for (u64 i = 0; i < 1UL << order; i++)
+			page[i].refcount = 1;
+		account(at, order);
 	}
 	return phys_to_page(phys);
 }

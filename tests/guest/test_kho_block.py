@@ -255,7 +255,7 @@ def test_a_cycle_is_refused(old: Kernel, library: Path, ram: Ram, length: int, b
         s = Set(kernel)
         assert s.restore(head) == -EINVAL
         assert (s.head, s.blocks) == (0, 0)
-        assert "Block set is corrupted" in kernel.log
+        assert "luo: Block set is corrupted" in kernel.log
 
 
 @pytest.mark.parametrize("bad", [8, 1 << 60, RAM_SIZE, 45 * MIB, 2**64 - PAGE])
@@ -286,7 +286,7 @@ def test_an_impossible_count_frees_the_whole_chain(
         s = Set(kernel)
         before = kernel.outstanding
         assert s.restore(head) == -EINVAL
-        assert f"Block contains invalid entry count: {count}" in kernel.log
+        assert f"luo: Block contains invalid entry count: {count}" in kernel.log
         assert (s.head, s.blocks) == (0, 0)
         assert kernel.outstanding == before - 3
         assert all(kernel.page(block)[1:3] == (0, 0) for block in chain), "a block was left behind"
