@@ -2,7 +2,7 @@
 # the pinned dependencies and the project, and compiles the native parts with the ziglang wheel: a system
 # compiler is not used.
 #
-#   make run         decode and check a recording of a real Linux handover, run the machine's self-test guest
+#   make run         a live update of the project's own kernels, from release old to release new, verified
 #   make test        lint, then all tests but the long ones
 #   make test-linux  build the reference Linux (kept and reused), then the tests that run it
 #   make campaign    long runs: mutation and slicing campaigns
@@ -14,7 +14,6 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
-DEMO ?= tests/data/handovers/c3-3sess/before-kexec.pruned.raw.zst
 
 # Paths here are relative, so that the tree may be in a directory whose name has spaces.
 VENV := .venv
@@ -27,9 +26,7 @@ NATIVE := $(wildcard kernels/*.py emu/native/*.[ch] kernels/*/*.[chS] kernels/se
 .DELETE_ON_ERROR:
 
 run: install
-	$(PY) -m emu inspect "$(DEMO)"
-	$(PY) -m emu check "$(DEMO)"
-	$(PY) -m emu selftest
+	$(PY) -m emu run
 
 test: lint
 	$(PY) -m pytest $(PYTEST_ARGS)
