@@ -77,8 +77,8 @@ class Chain:
 
     @property
     def running(self) -> list[Kernel]:
-        """Those that are to run, one a generation."""
-        return [self.kernel(g) for g in range(min(self.updates, len(self.kernels)) + 1)]
+        """Those that are to run, each generation's; the last one may run again."""
+        return [self.kernel(g) for g in range(min(self.updates, len(self.kernels) - 1) + 1)]
 
     def command_line(self, generation: int) -> str:
         """Of a kernel, without its generation."""
