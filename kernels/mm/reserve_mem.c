@@ -1,8 +1,8 @@
 /* `reserve_mem=SIZE:ALIGN:NAME`: a named region of memory that every kernel of a chain finds at the same place.
  *
- * A cold boot takes the region from memblock. Later, each kernel writes the names and places into the KHO blob "memblock"
- * and preserves the regions; the next kernel that is given the same parameter looks the name up there and uses the region
- * again, contents and all.
+ * A cold boot takes the region from memblock. Later, each kernel writes the names and places into the KHO blob
+ * "memblock" and preserves the regions; the next kernel that is given the same parameter looks the name up there and
+ * uses the region again, contents and all.
  *
  * A region that is new in a kernel that was handed over to cannot be taken at once: until preserved memory is known
  * memblock gives out scratch only, and a region in scratch could not be preserved for the next kernel. Such a region

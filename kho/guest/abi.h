@@ -18,8 +18,8 @@ enum kho_abi {
 	KHO_BITMAP_SIZE_LOG2 = 15,
 	KHO_TREE_MAX_DEPTH = 6,
 
-	/* struct page.private of the first page of a preserved block that nobody restored yet: "KHOP" in the upper half,
-	 * the order in the lower. */
+	/* struct page.private of the first page of a preserved block that nobody restored yet: "KHOP" in the upper
+	 * half, the order in the lower. */
 	KHO_PAGE_MAGIC = 0x4b484f50,
 
 	/* struct kho_vmalloc.flags */

@@ -1,7 +1,7 @@
 /* Adopting what the previous kernel preserved (mm_core_init, right before memory goes to the page allocator).
  *
- * The tree is a claim from beginning to end, so it is first walked to verify and count, then again to collect runs of
- * blocks, and only when all of it makes sense anything is reserved:
+ * The tree is a claim from beginning to end, so it is first walked to verify and count, then again to collect runs
+ * of blocks, and only when all of it makes sense anything is reserved:
  *
  *	tree -> runs, by descending order, ascending inside an order
  *	     -> ranges, by address, neighbours joined, to be found disjoint
@@ -9,8 +9,10 @@
  *	     -> memblock, in one pass
  *
  * Each step is linear in the number of runs or blocks. Stamps need memory for the array of struct pages, and memblock
- * allocates fast only as long as it has few regions: so they come first. A tree with anything wrong in it is not used at all: the handover
- * is forgotten, and its consumers find nothing, which is better than that some find half.
+ * allocates fast only as long as it has few regions: so they come first.
+ *
+ * A tree with anything wrong in it is not used at all: the handover is forgotten, and its consumers find nothing, which
+ * is better than that some find half.
  */
 #define pr_fmt(fmt) "KHO: " fmt
 #include "kho_internal.h"

@@ -1,4 +1,4 @@
-/* What goes to the next kernel comes into being: an empty tree, the root FDT, and kexec-metadata in it (fs_initcall). */
+/* What goes to the next kernel comes into being (fs_initcall): an empty tree, the root FDT, kexec-metadata. */
 #define pr_fmt(fmt) "KHO: " fmt
 #include "kho_internal.h"
 #include "errno.h"

@@ -1,5 +1,5 @@
-/* KHO's self-test in the kernel (`selftest=on`): errors and edges, on the kernel's own tree and FDT, which are afterwards
- * what they were before.
+/* KHO's self-test in the kernel (`selftest=on`): errors and edges, on the kernel's own tree and FDT, which are
+ * afterwards what they were before.
  *
  * The same sources are tested with many more cases in a process of the host; here it is about what only the kernel has:
  * its page allocator, slab and vmalloc, and where they put things.
@@ -63,7 +63,9 @@ static void test_alloc(void)
 	static const struct {
 		u64 size;
 		unsigned int order;
-	} good[] = { { 1, 0 }, { PAGE_SIZE, 0 }, { PAGE_SIZE + 1, 1 }, { PAGE_SIZE << MAX_PAGE_ORDER, MAX_PAGE_ORDER } };
+	} good[] = {
+		{ 1, 0 }, { PAGE_SIZE, 0 }, { PAGE_SIZE + 1, 1 }, { PAGE_SIZE << MAX_PAGE_ORDER, MAX_PAGE_ORDER },
+	};
 
 	CHECK(PTR_ERR(kho_alloc_preserve(0)) == -EINVAL);
 	CHECK(PTR_ERR(kho_alloc_preserve((PAGE_SIZE << MAX_PAGE_ORDER) + 1)) == -E2BIG);

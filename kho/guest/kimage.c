@@ -1,6 +1,7 @@
 /* KHO in the image of the next kernel: where its segments may lie, and the scratch array as one of them.
  *
- * Everything that is copied at the jump, or used before the next kernel knows what was preserved, has to lie in scratch.
+ * Everything that is copied at the jump, or used before the next kernel knows what was preserved, has to lie in
+ * scratch.
  */
 #define pr_fmt(fmt) "KHO: " fmt
 #include "kho_internal.h"

@@ -1,8 +1,8 @@
 /* First contact with what the previous kernel handed over (setup_arch, before anything is allocated).
  *
- * Memory may only be taken from scratch as long as nobody knows what was preserved. So the first thing is to learn where
- * scratch is. All is checked before the first region is given to memblock; if anything is wrong the kernel boots as if
- * cold, and what was handed over is lost, with a message.
+ * Memory may only be taken from scratch as long as nobody knows what was preserved. So the first thing is to learn
+ * where scratch is. All is checked before the first region is given to memblock; if anything is wrong the kernel boots
+ * as if cold, and what was handed over is lost, with a message.
  */
 #define pr_fmt(fmt) "KHO: " fmt
 #include "kho_internal.h"

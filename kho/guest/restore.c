@@ -77,7 +77,7 @@ struct page *kho_restore_pages(phys_addr_t phys, u64 nr_pages)
 {
 	unsigned int order;
 
-	/* By the order that was stored, whatever way the range was cut; a block that goes beyond the range is not ours. */
+	/* By the order that was stored, however the range was cut; a block that goes beyond the range is not ours. */
 	for (u64 done = 0; done < nr_pages; done += 1UL << order) {
 		phys_addr_t at = phys + (done << PAGE_SHIFT);
 		struct page *page = phys_to_page(at);

@@ -1,8 +1,9 @@
 /* What KHO's code needs of the rest of the kernel, in a process.
  *
  * Physical memory is a file that the test keeps (so it outlives a "kernel", an instance of this library), mapped at
- * PAGE_OFFSET. Pages are allocated one after the other from where the test says, outside of what is reserved, and filled
- * with junk; every allocation is counted, and one of them can be made to fail. memblock and folios are the kernel's own.
+ * PAGE_OFFSET. Pages are allocated one after the other from where the test says, outside of what is reserved, and
+ * filled with junk; every allocation is counted, and one of them can be made to fail. memblock and folios are the
+ * kernel's own.
  */
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -271,7 +272,9 @@ int kexec_add_buffer(struct kexec_buf *kbuf)
 
 	if (err)
 		return err;
-	image->segment[image->nr_segments++] = (struct kexec_segment){ kbuf->buffer, kbuf->bufsz, kbuf->mem, kbuf->memsz };
+	image->segment[image->nr_segments++] = (struct kexec_segment){
+		.buf = kbuf->buffer, .bufsz = kbuf->bufsz, .mem = kbuf->mem, .memsz = kbuf->memsz,
+	};
 	return 0;
 }
 

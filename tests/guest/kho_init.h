@@ -1,5 +1,5 @@
-/* Parameters and initcalls in sections that the host's linker gives a beginning and an end, so that a test can call them
- * by name. Included before everything else. */
+/* Parameters and initcalls in sections that the host's linker gives a beginning and an end, so that a test can call
+ * them by name. Included before everything else. */
 #include "../../kernels/include/init.h"
 
 #undef DEFINE_INITCALL

@@ -1,5 +1,5 @@
-/* A release for KHO's code in a process of the host; its addresses are not those of hosted_release.h, so that both kinds
- * of library can be in one process. */
+/* A release for KHO's code in a process of the host; its addresses are not those of hosted_release.h, so that both
+ * kinds of library can be in one process. */
 #define RELEASE_NAME		"hosted"
 #define RELEASE_VERSION		"0.0.0-hosted"
 #define RELEASE_KHO_COMPATIBLE	"kho-v4"
