@@ -221,14 +221,14 @@ class Initramfs:
         for name, contents in needed_libraries(host, data).items():
             self.add_file(name, contents, 0o755)
 
-    def add_standard(self, init: Path) -> None:
-        """Add what every initramfs here has: /init, the console that the kernel opens, mount points."""
+    def add_standard(self, init: Path, where: str = "/init") -> None:
+        """Add what every initramfs here has: init, the console that the kernel opens, mount points."""
         for path in ("/dev", "/proc", "/sys", "/bin", "/sbin", "/luemu"):
             if self._entry(self._place(path, follow=True)) is None:
                 self.add_dir(path)
         self.add_dir("/tmp", 0o1777)
         self.add_device("/dev/console", 5, 1)
-        self.add_file("/init", _read(init), 0o755)
+        self.add_file(where, _read(init), 0o755)
 
     def write_plan(self, plan: Plan) -> None:
         """Add the orders for init."""

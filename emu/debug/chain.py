@@ -1,8 +1,9 @@
 """The kernels of a run, one after the other, and what each of them is booted with.
 
-All of them get the same initramfs. Linux is driven by the project's init and its plan, the project's own
-kernels by /boot/chain: line g is what kernel g starts, the path of an image and, where it is not to have the
-kernel's own command line, another one.
+All of them get the same initramfs. Linux, and any kernel when there are programs to run, is driven by the
+project's init and its plan. Without programs the project's own kernels do their built-in work, and find in
+/boot/chain what to start next: line g is for kernel g, the path of an image and, where it is not to have the
+kernel's own command line, another one. They do that where there is no /init, so it has another name then.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from emu.initproto import NextKernel
 
 LINUX_CMDLINE = "console=ttyS0,115200 kho=on liveupdate=on retain_initrd nokaslr panic=-1"
 OWN_CMDLINE = "kho=on"
+OWN_CMDLINE_PROGRAMS = "console=ttyS0,115200 kho=on liveupdate=on"
+INIT, OTHER_INIT = "/init", "/luemu/init"
 CHAIN_PATH, IMAGES = "/boot/chain", "/boot"
 _LINUX_KERNEL = "/luemu/kernel"
 
@@ -30,6 +33,8 @@ class Chain:
     updates: int
     cmdline: str = ""
     """added to every command line"""
+    programs: bool = False
+    """There are programs to run, on the project's kernels too."""
 
     @classmethod
     def open(
@@ -40,6 +45,7 @@ class Chain:
         symbols: tuple[Path | None, Path | None] = (None, None),
         *,
         cmdline: str = "",
+        programs: bool = False,
         observe: bool = True,
     ) -> Chain:
         """``new``: the next kernel; or several, the kernels of the updates in order. With one, updates
@@ -55,11 +61,11 @@ class Chain:
         if len(following) > 1:
             if updates != len(following):
                 raise ConfigError(f"{len(following)} next kernels are given", f"{updates} updates")
-            return cls([first, *following], updates, cmdline)
+            return cls([first, *following], updates, cmdline, programs)
         if first.own or following[0].own:
             pair = (first, following[0])
-            return cls([pair[g % 2] for g in range(max(updates, 1) + 1)], updates, cmdline)
-        return cls([first, following[0]], updates, cmdline)
+            return cls([pair[g % 2] for g in range(max(updates, 1) + 1)], updates, cmdline, programs)
+        return cls([first, following[0]], updates, cmdline, programs)
 
     def kernel(self, generation: int) -> Kernel:
         """The kernel of a generation."""
@@ -72,8 +78,19 @@ class Chain:
 
     @property
     def linux(self) -> bool:
-        """Whether any of them is driven by init."""
+        """Whether any of them is not the project's."""
         return any(not k.own for k in self.running)
+
+    def has_init(self, generation: int) -> bool:
+        """Whether a kernel is driven by init."""
+        return self.programs or not self.kernel(generation).own
+
+    @property
+    def init(self) -> str | None:
+        """Where init is in the initramfs; None if no kernel needs it."""
+        if not self.linux and not self.programs:
+            return None
+        return INIT if self.programs or not self.own else OTHER_INIT
 
     @property
     def running(self) -> list[Kernel]:
@@ -82,7 +99,10 @@ class Chain:
 
     def command_line(self, generation: int) -> str:
         """Of a kernel, without its generation."""
-        base = OWN_CMDLINE if self.kernel(generation).own else LINUX_CMDLINE
+        if not self.kernel(generation).own:
+            base = LINUX_CMDLINE if self.init == INIT else f"{LINUX_CMDLINE} rdinit={OTHER_INIT}"
+        else:
+            base = OWN_CMDLINE_PROGRAMS if self.programs else OWN_CMDLINE
         return f"{base} {self.cmdline}".strip()
 
     # ---- what they find in the initramfs -------------------------------------------------------
@@ -90,7 +110,7 @@ class Chain:
     def files(self) -> dict[str, bytes]:
         """Images of all kernels that are started by kexec, and /boot/chain."""
         out = {path: kernel.kexec_image for path, kernel in self._images().items()}
-        if self.own and self.updates:
+        if self.own and self.updates and not self.programs:
             out[CHAIN_PATH] = "".join(f"{line}\n" for line in self._lines()).encode()
         return out
 

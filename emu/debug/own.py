@@ -38,14 +38,8 @@ FIRST_MIB = 1 << 20
 VIOLATIONS_PER_ID_MAX = 50
 _PAGE = np.uint64(PAGE_SIZE)
 
-STAYS = (
-    "root FDT",
-    'sub-tree "kexec-metadata"',
-    'sub-tree "memblock"',
-    "the reserve_mem region",
-    'sub-tree "LUO"',
-)
-"""Owners of what is not restored: it stays preserved for as long as the kernel runs."""
+TAKEN = ("kho_test", "luemu_test", 'sub-tree "kho_test"', 'sub-tree "luemu_test"', "")
+"""Owners of what a kernel restores while it boots; the last is nobody."""
 NO_RESTORE = "no block was restored"
 OBSERVED: dict[str, str] = {
     "INV-3": "",
@@ -504,7 +498,7 @@ class OwnChecker:
         for phys, order in zip(preserved.phys.tolist(), preserved.order.tolist(), strict=True):
             if phys not in self._now.restored:
                 owner = preserved.owner_of(phys, order)
-                if not owner.startswith(STAYS):
+                if owner in TAKEN:
                     left[owner or "nobody"] += 1
         self.left[self._now.generation] = dict(left)
 

@@ -252,13 +252,9 @@ class Update:
         self.options = o = options
         self.chain = Chain.open(
             o.old, [o.new, *o.then], o.updates, (o.old_symbols, o.new_symbols), cmdline=o.cmdline,
-            observe=not o.raw,
+            programs=bool(o.before or o.after or o.interactive), observe=not o.raw,
         )  # fmt: skip
         self.symbols = [kernel.symbols for kernel in self.chain.kernels]
-        if self.chain.own and not self.chain.linux and (o.before or o.after or o.interactive):
-            raise ConfigError(
-                "the project's own kernels run no programs yet; Linux does", "--before, --after"
-            )
         self.machine = Machine(o.memory, strict_memory=o.strict_memory)
         self.transcript = Transcript()
         self.reader = RecordReader()
@@ -299,15 +295,15 @@ class Update:
         files = Initramfs()
         if o.initramfs is not None:
             files.add_base(_image(o.initramfs), str(o.initramfs))
-        if self.chain.linux:
-            files.add_standard(kernels.binary("init"))
+        if self.chain.init is not None:
+            files.add_standard(kernels.binary("init"), self.chain.init)
         for host, where in o.files:
             if posixpath.normpath(where).lstrip("/").split("/")[0] in ("init", "luemu", "boot"):
                 raise ConfigError("is where luemu's own init, its plan and the kernels are", where)
             files.add_host_file(host, where, libraries=o.libraries)
         for path, data in self.chain.files().items():
             files.add_file(path, data)
-        if self.chain.linux:
+        if self.chain.init is not None:
             files.write_plan(
                 Plan(
                     updates=o.updates,
@@ -351,7 +347,7 @@ class Update:
 
     def _cut_own(self, generation: int) -> None:
         """The same where a kernel of the project begins to prepare the next update."""
-        begins = self.chain.kernel(generation).own and len(self.cuts) <= generation < self.options.updates
+        begins = not self.chain.has_init(generation) and len(self.cuts) <= generation < self.options.updates
         if begins and self.observer is not None:
             self.cuts.append(len(self.observer.records) - 1)
 
@@ -653,7 +649,7 @@ class Update:
     def _guest_reasons(self, jumps: int) -> list[str]:
         """What the guest itself says against the run."""
         o, t, reasons = self.options, self.transcript, list[str]()
-        last_is_own = self.chain.kernel(o.updates).own
+        last_is_own = not self.chain.has_init(o.updates)
         for generation, left in (self.own.left if self.own is not None else {}).items():
             for owner, count in left.items():
                 who = self._kernel_name(generation)
@@ -677,7 +673,7 @@ class Update:
                 reasons.append(f"the verdict is that of kernel {whose}, not of the last one, {o.updates}")
         expected = 0
         for generation in range(o.updates + 1):
-            if not self.chain.kernel(generation).own:
+            if self.chain.has_init(generation):
                 expected += len(o.before) * (generation < o.updates or not o.updates)
                 expected += len(o.after) * (generation > 0)
         for p in t.programs:

@@ -175,11 +175,11 @@ def test_linux_and_ours(tmp_path: Path) -> None:
     assert names(chain) == ["bzImage", "new", "bzImage", "new"] and chain.own and chain.linux
     assert chain.files()[CHAIN_PATH].decode().splitlines() == [
         f"/boot/new.bzImage {OWN_CMDLINE} quiet",
-        f"/boot/bzImage.bzImage {LINUX_CMDLINE} quiet",
+        f"/boot/bzImage.bzImage {LINUX_CMDLINE} rdinit=/luemu/init quiet",
         f"/boot/new.bzImage {OWN_CMDLINE} quiet",
     ]
     assert [(n.kernel, n.cmdline) for n in chain.next_kernels()] == [
         ("/boot/new.bzImage", f"{OWN_CMDLINE} quiet"),
-        ("/boot/bzImage.bzImage", f"{LINUX_CMDLINE} quiet"),
+        ("/boot/bzImage.bzImage", f"{LINUX_CMDLINE} rdinit=/luemu/init quiet"),
         ("/boot/new.bzImage", f"{OWN_CMDLINE} quiet"),
     ]

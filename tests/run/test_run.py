@@ -232,7 +232,6 @@ def test_saved_and_dumped(run: Run, tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--scratch", "4M"], "is not L,G,N: three sizes"),
         (["--scratch", "0,0,0"], "scratch cannot be empty"),
         (["--updates", "3", "--new", "old", "--new", "new"], "3 updates, and 2 times --new"),
-        (["--before", "true"], "the project's own kernels run no programs yet"),
         (["--old", "nosuch"], "nosuch: cannot be read"),
         (["--symbols", str(kernels.BIN_DIR / "new.elf"), "--old", str(kernels.BIN_DIR / "old.bzImage")],
          "does not belong to the kernel"),
