@@ -229,6 +229,7 @@ struct page *alloc_pages(gfp_t gfp, unsigned int order)
 		bad_page(page, "a page of the free lists is in use");
 	page->order = (u8)order;
 	page->private = 0;
+	page->index = 0;
 	page->refcount = 1;
 	if (gfp & __GFP_COMP && order)
 		prep_compound_page(page, order);
@@ -260,6 +261,8 @@ void free_block(struct page *page, unsigned int order)
 	u64 pfn = page_to_pfn(page), flags;
 	unsigned int part = min(order, (unsigned int)MAX_PAGE_ORDER);
 
+	if (page->mapping)
+		bad_page(page, "freeing a page that a file still has");
 	for (u64 i = 1; i < 1UL << order; i++) {
 		struct page *tail = page + i;
 

@@ -343,6 +343,13 @@ def corrupt(mm: Mm, pfn: int, offset: int, value: int, size: int = 4) -> None:
     mm.write(mm.page(pfn) + offset - mm.direct_map, value.to_bytes(size, "little"))
 
 
+def test_freeing_a_page_that_a_file_has(mm: Mm) -> None:
+    pfn = taken(mm)
+    corrupt(mm, pfn, 32, 0x1234, 8)
+    with pytest.raises(Panic, match=r"BUG: freeing a page that a file still has"):
+        mm.free(pfn, 0)
+
+
 @pytest.mark.parametrize(
     ("offset", "value", "size"),
     [(0, PG_BUDDY | PG_HEAD, 4), (4, 1, 4), (8, 5, 8), (56, 3, 1)],
