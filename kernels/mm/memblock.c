@@ -96,10 +96,10 @@ static void insert_region(struct memblock_type *type, u64 at, phys_addr_t base, 
 	type->cnt++;
 }
 
-/* Merges what can be merged among the regions [first - 1, last + 1]. */
+/* Merges what can be merged among the regions [first, last) and their neighbours. */
 static void merge_regions(struct memblock_type *type, u64 first, u64 last)
 {
-	u64 from = first ? first - 1 : 0, to = min(last + 2, type->cnt), out = from;
+	u64 from = first ? first - 1 : 0, to = min(last + 1, type->cnt), out = from;
 	struct memblock_region *r = type->regions;
 
 	if (from >= to)

@@ -10,8 +10,9 @@
  * The fault can come at any moment, with the allocator's lock held too, so it takes its pages from a pool. Where that
  * is allowed the pool is filled again at once: from memblock as long as that allocates (it never touches a struct
  * page), later from the page allocator unless this CPU is inside it; the page allocator itself refills before it takes
- * its lock (vmemmap_refill()). One operation of the allocator changes struct pages of one block of order 10, its buddy,
- * and its neighbours in a list, which have memory already; that is POOL_LOW at most.
+ * its lock (vmemmap_refill()). One operation of the allocator writes to the heads of at most eleven blocks inside one of
+ * order 10, and to their neighbours in the lists, which have memory already: POOL_LOW is enough for that, for the tables,
+ * and for an interrupt that does the same in between.
  */
 #include "cpu.h"
 #include "internal.h"
@@ -19,8 +20,8 @@
 #include "sched.h"
 #include "string.h"
 
-#define POOL_LOW	40	/* pages that the longest single operation can need, with their tables */
-#define POOL_HIGH	56
+#define POOL_LOW	24
+#define POOL_HIGH	32
 #define TABLE		(PTE_P | PTE_W | PTE_A)
 
 static spinlock_t vmemmap_lock;		/* the pool and the tables of the vmemmap; innermost of all locks */

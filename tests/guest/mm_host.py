@@ -36,8 +36,9 @@ def target(bottom_up: bool) -> build.Target:
         inputs=("kernels/include/*.h", "kernels/mm/*.c", "kernels/mm/*.h", "tests/guest/*_release.h"),
         flags=(
             "-target", "x86_64-linux-gnu.2.17", "-mcpu=x86_64", "-O1", "-g0", "-std=gnu17", "-fPIC",
-            "-shared", *build.NO_SANITIZER, *build.WARNINGS, *build.REPRODUCIBLE, "-iquote", "kernels/include",
-            "-iquote", "tests/guest", '-DRELEASE_HEADER="mm_release.h"', f"-DMM_BOTTOM_UP={int(bottom_up)}",
+            "-shared", *build.NO_SANITIZER, *build.WARNINGS, *build.REPRODUCIBLE,
+            "-iquote", "kernels/include", "-iquote", "tests/guest", '-DRELEASE_HEADER="mm_release.h"',
+            f"-DMM_BOTTOM_UP={int(bottom_up)}",
         ),
     )  # fmt: skip
 

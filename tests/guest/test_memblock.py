@@ -162,6 +162,30 @@ def compare(mm: Mm, model: Model) -> None:
     assert mm.regions("reserved") == Model.runs(expected)
 
 
+allocations = st.lists(
+    st.tuples(st.integers(1, 6), st.sampled_from([1, 2, 4, 8]), st.just(0), st.integers(WINDOW // 2, WINDOW)),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(st.sets(st.integers(0, WINDOW - 1)), st.sets(st.integers(0, WINDOW - 1), max_size=8), allocations)
+@settings(max_examples=300)
+def test_allocations_in_memory_with_holes(
+    mm: Mm, reserved: set[int], scratch: set[int], requests: list[tuple[int, int, int, int]]
+) -> None:
+    mm.reset()
+    model = Model()
+    perform(mm, model, ("add", (0, WINDOW)))
+    for page in reserved:
+        perform(mm, model, ("reserve", (page, 1)))
+    for page in scratch:
+        perform(mm, model, ("mark_kho_scratch", (page, 1)))
+    for request in requests:
+        perform(mm, model, ("alloc", request))
+    compare(mm, model)
+
+
 @given(st.lists(operations, max_size=40))
 @settings(max_examples=300)
 def test_any_sequence_is_what_the_model_says(mm: Mm, ops: list[tuple[str, object]]) -> None:

@@ -1,5 +1,5 @@
-"""The page allocator and the slab allocator on the host: any sequence of allocations, and each abuse that must
-end in a BUG. What needs page tables (vmalloc, the array of struct pages) is tested in the kernel itself, by
+"""The page allocator and the slab allocator on the host: any sequence of allocations, and each abuse that
+has to end in a BUG. What needs page tables (vmalloc, the array of struct pages) is tested in the kernel itself, by
 kernels/mm/mm_test.c.
 """
 
@@ -230,9 +230,37 @@ def test_scratch_and_its_neighbours_do_not_merge(library: Mm) -> None:
     library.reset()
     library.start([(MIB, 18 * MIB, 0), (18 * MIB, 30 * MIB, SCRATCH), (30 * MIB, 63 * MIB, 0)])
     library.call("check_free_lists")
-    while (pfn := library.alloc(9)) is not None:
-        assert not 18 * MIB <= pfn * PAGE < 30 * MIB
+    for order in (MAX_ORDER, 9):
+        while (pfn := library.alloc(order)) is not None:
+            assert not 18 * MIB - (PAGE << order) < pfn * PAGE < 30 * MIB, (
+                f"order {order} reaches into scratch"
+            )
     assert library.call("nr_free_cma_pages") * PAGE > 11 * MIB
+
+
+def test_a_pageblock_belongs_to_who_broke_it_up(mm: Mm) -> None:
+    mine, theirs = mm.alloc(0), mm.alloc(0, MOVABLE)
+    assert mine is not None and theirs is not None
+    kinds = [mm.call("get_pageblock_migratetype", pfn) for pfn in (mine, theirs)]
+    assert kinds == [0, 1], "an unmovable and a movable page share a pageblock without need"
+    mm.free(mine, 0)
+    assert mm.call("get_pageblock_migratetype", mine) == 1, "nobody has this pageblock any more"
+
+
+def test_the_movable_take_what_the_unmovable_left(mm: Mm) -> None:
+    assert mm.alloc(0) is not None
+    while mm.alloc(0, MOVABLE) is not None:
+        pass
+    assert mm.free_pages == 0
+    mm.call("check_free_lists")
+
+
+def test_only_whole_pageblocks_are_scratch(library: Mm) -> None:
+    library.reset()
+    library.start([(MIB, 17 * MIB, 0), (17 * MIB, 29 * MIB, SCRATCH), (29 * MIB, 63 * MIB, 0)])
+    kinds = [library.call("get_pageblock_migratetype", mib * MIB // PAGE) for mib in range(14, 32, 2)]
+    assert kinds == [1, 1, CMA, CMA, CMA, CMA, CMA, 1, 1]
+    library.call("check_free_lists")
 
 
 # ---- abuses -------------------------------------------------------------------------------------------
@@ -472,6 +500,16 @@ def test_slabs_go_back_when_they_are_empty(mm: Mm) -> None:
     for p in objects:
         mm.call("kfree", p)
     assert before - mm.free_pages <= 3, "more stayed than pages for the structs of 125 slabs"
+
+
+def test_one_empty_slab_is_kept(mm: Mm) -> None:
+    mm.call("kfree", mm.call("kmalloc", 512, 0))
+    before = mm.free_pages
+    for _ in range(3):
+        p = mm.call("kmalloc", 512, 0)
+        assert mm.free_pages == before
+        mm.call("kfree", p)
+        assert mm.free_pages == before
 
 
 def test_no_memory_for_a_slab(mm: Mm) -> None:
