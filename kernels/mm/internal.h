@@ -31,7 +31,8 @@ bool pgtable_prepare(u64 virt);		/* makes the entry of the top table; false with
 void vmemmap_init(void);
 /* Pages for the vmemmap faults of the next operation on struct pages. Called with no lock of the allocator held. */
 void vmemmap_refill(void);
-u64 vmemmap_pages(void);			/* taken so far, the pool included */
+u64 vmemmap_pages(void);			/* taken so far, the reserve included */
+u64 vmemmap_reserve(void);		/* pages that wait for a fault */
 
 void page_alloc_init(void);		/* zones and the table of pageblocks; gives nothing yet */
 void print_zones(void);

@@ -55,7 +55,7 @@ bool give_deferred(struct zone *z, bool refill)
 			vmemmap_refill();
 		given = give_deferred_block(z);
 		sum += given;
-	} while (given && sum < DEFERRED_CHUNK);
+	} while (given && refill && sum < DEFERRED_CHUNK);
 	return sum;
 }
 

@@ -61,6 +61,11 @@ u64 vmemmap_pages(void)
 	return taken;
 }
 
+u64 vmemmap_reserve(void)
+{
+	return pool_count;
+}
+
 void vmemmap_refill(void)
 {
 	if (likely(pool_count >= POOL_LOW))

@@ -39,5 +39,6 @@ static inline enum migratetype block_type(u64 pfn)
 
 /* Puts a block into the lists, merged with its buddies as far as they are free. The lock is held. */
 void give_block(u64 pfn, unsigned int order);
-/* Gives the next 64 MiB of a zone's deferred memory; false if there is none. `refill`: vmemmap_refill() may be called. */
+/* Gives the next 64 MiB of a zone's deferred memory, or just the next block if vmemmap_refill() may not be called (many
+ * small blocks need more than its reserve); false if there is none. */
 bool give_deferred(struct zone *z, bool refill);

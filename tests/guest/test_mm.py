@@ -1,6 +1,6 @@
 """The page allocator and the slab allocator on the host: any sequence of allocations, and each abuse that
-has to end in a BUG. What needs page tables (vmalloc, the array of struct pages) is tested in the kernel itself, by
-kernels/mm/mm_test.c.
+has to end in a BUG. What needs page tables (vmalloc, the array of struct pages) is tested in the kernel
+itself, by kernels/mm/mm_test.c.
 """
 
 from __future__ import annotations
