@@ -186,7 +186,8 @@ static struct page *take(struct zone *z, gfp_t gfp, unsigned int order, bool las
 
 static struct page *take_pages(gfp_t gfp, unsigned int order, bool refill)
 {
-	for (int last_resort = 0; last_resort <= 1; last_resort++) {
+	/* The array of struct pages takes what is there: giving it more needs struct pages in turn. */
+	for (int last_resort = !refill; last_resort <= 1; last_resort++) {
 		for (int i = ZONES; i--; ) {
 			do {
 				struct page *page;

@@ -156,6 +156,18 @@ def test_blocks_of_all_orders_are_counted_out(release: str) -> None:
     assert with_blocks.text.rstrip().endswith("luemu: verdict ok")
 
 
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("start", [512 * MIB, 4 * GIB], ids=["low", "high"])
+def test_memory_in_pieces_is_given_with_its_struct_pages(release: str, start: int) -> None:
+    """Each piece of free memory lies in another part of the array of struct pages, whose memory comes from
+    such pieces too.
+    """
+    pages = np.arange(start, start + GIB, PAGE_SIZE, dtype=np.uint64)
+    phys = np.sort(np.random.default_rng(3).choice(pages, 4096, replace=False))
+    result = adopt(release, phys, memory=3 * GIB)
+    assert result.text.rstrip().endswith("luemu: verdict ok"), result.text[-1500:]
+
+
 def fdt_magic(h: Handover) -> None:
     h.write(h.fdt, bytes(4))
 
