@@ -27,9 +27,10 @@ from emu.debug.output import (
     print_tree,
     size,
 )
+from emu.debug.struct_pages import StructPages
 from emu.errors import EmuError
 from kho.abi import PAGE_SIZE
-from kho.check import MOMENTS, Report, Segment
+from kho.check import MOMENTS, Report, Segment, Violation
 from kho.errors import ImageError, KhoError
 from kho.handover import Handover
 from kho.image import Image, MappedMemory, open_image
@@ -66,6 +67,11 @@ class Neighbour:
     old_scratch: list[ScratchArea] | None = None
     segments: list[Segment] | None = None
     control_pages: list[int] | None = None
+    earlier_scratch: list[ScratchArea] | None = None
+    received_number: int | None = None
+    contents: dict[str, str] = field(default_factory=dict)
+    """sha256 of each file at J, keyed "session/0xtoken" """
+    struct_pages: StructPages | None = None
 
 
 @dataclass
@@ -80,10 +86,34 @@ class Opened:
     def check(self) -> Report:
         """Verify the invariants, with what the image cannot tell taken from the .json beside it."""
         n = self.neighbour or Neighbour(self.image.path)
-        return check(
+        pages = n.struct_pages.states(self.handover.reader) if n.struct_pages is not None else None
+        report = check(
             self.handover, self.moment, segments=n.segments, control_pages=n.control_pages,
-            old_scratch=n.old_scratch,
+            old_scratch=n.old_scratch, earlier_scratch=n.earlier_scratch, page_states=pages,
+            received_number=n.received_number,
         )  # fmt: skip
+        if n.contents and report.moment in ("K", "F"):
+            self._compare_contents(report, n.contents)
+        return report
+
+    def _compare_contents(self, report: Report, then: dict[str, str]) -> None:
+        """INV-26, as far as the digests at J tell."""
+        luo = Luo.read(self.handover)
+        compared = False
+        for session in luo.sessions if luo is not None else ():
+            for file in session.files:
+                key = f"{session.name}/{file.token:#x}"
+                digest = file.memfd.sha256(self.handover.reader) if file.memfd is not None else None
+                if digest is None or key not in then:
+                    continue  # what is missing breaks other rows
+                compared = True
+                if digest != then[key]:
+                    message = f"the contents of {key} are not what they were at J"
+                    phys = file.memfd.phys if file.memfd is not None else None
+                    report.violations.append(Violation("INV-26", report.moment, message, phys))
+        if compared:
+            report.checked = sorted([*report.checked, "INV-26"], key=lambda id: int(id[4:]))
+            report.not_checked.pop("INV-26", None)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -236,6 +266,15 @@ def _neighbour(path: Path, document: dict[str, Any]) -> Neighbour:
     if document.get("segments") is not None:
         found.segments = [Segment(_integer(a), _integer(s)) for a, s in document["segments"]]
         found.control_pages = [_integer(a) for a in document.get("control_pages") or []]
+    if document.get("earlier_scratch") is not None:
+        found.earlier_scratch = [
+            ScratchArea(_integer(a), _integer(s)) for a, s in document["earlier_scratch"]
+        ]
+    if document.get("received_number") is not None:
+        found.received_number = _integer(document["received_number"])
+    found.contents = {str(k): str(v) for k, v in (document.get("expected_sha256") or {}).items()}
+    if document.get("struct_pages") is not None:
+        found.struct_pages = StructPages.parse(document["struct_pages"])
     found.ram = [
         (_integer(e["addr"]), _integer(e["addr"]) + _integer(e["size"]))
         for e in document.get("e820") or []

@@ -30,6 +30,7 @@ from emu.debug.linux import (
     LuoSession,
     UnknownLayout,
 )
+from emu.debug.struct_pages import StructPages
 from emu.debug.symbols import Symbols
 from emu.errors import AddressError
 from emu.machine import Machine, Snapshot
@@ -830,6 +831,13 @@ class RuntimeChecker:
                 )
         with self._checking("INV-35", RECEIVER):
             self._check_pages()
+
+    def struct_pages(self) -> StructPages | None:
+        """Where the running kernel's struct pages are; None where that is not known."""
+        try:
+            return self._linux.struct_pages()
+        except (UnknownLayout, AddressError):
+            return None
 
     def _check_pages(self) -> None:
         """INV-35 by `kho.check`, with the preserved blocks as they were at J."""

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emu.debug import guest
+from emu.debug.struct_pages import StructPages
 from emu.debug.symbols import Symbols
 from emu.errors import AddressError, EmuError
 from emu.machine import Machine
@@ -292,6 +293,28 @@ class Linux:
         """For `kho.check`. `magic_pages` is not there before all struct pages are initialised."""
         self.check_struct_pages()
         return PageStates(self.private)
+
+    def struct_pages(self) -> StructPages:
+        """Where they are in physical memory, for whoever looks into an image later."""
+        self.check_struct_pages()
+        base, step = self.vmemmap(), 2 << 20
+        arrays: list[tuple[int, int, int]] = []
+        for start, end in self.machine.memory.ranges:
+            at, stop = (base + edge // PAGE_SIZE * _STRUCT_PAGE for edge in (start, end))
+            while at < stop:
+                size = min(step - at % step, stop - at)
+                phys = self.where(at)
+                if phys is None or self.where(at + size - 1) != phys + size - 1:
+                    size = min(PAGE_SIZE - at % PAGE_SIZE, stop - at)
+                if phys is not None:
+                    frame, count = (at - base) // _STRUCT_PAGE, size // _STRUCT_PAGE
+                    last = arrays[-1] if arrays else (0, 0, 0)
+                    if last[0] + last[2] * _STRUCT_PAGE == phys and last[1] + last[2] == frame:
+                        arrays[-1] = (last[0], last[1], last[2] + count)
+                    else:
+                        arrays.append((phys, frame, count))
+                at += size
+        return StructPages(_STRUCT_PAGE, _PRIVATE, arrays)
 
     # ---- pageblocks ----------------------------------------------------------------------------
 

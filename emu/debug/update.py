@@ -390,10 +390,25 @@ class Update:
         if self._jumping and not by.startswith("dma:"):
             self._host_writes.append((phys, size, by))
 
+    def _facts_of_others(self, when: str) -> dict[str, Any]:
+        """What the memory of this moment does not tell: of the update before, of the running kernel."""
+        previous = self._previous()
+        out: dict[str, Any] = {}
+        if previous.scratch is not None:
+            out["earlier_scratch"] = [[hex(a.phys), hex(a.size)] for a in previous.scratch]
+        if previous.number is not None:
+            out["received_number"] = previous.number
+        pages = self.checker.struct_pages() if when == "F" and self.checker is not None else None
+        if pages is not None:
+            out["struct_pages"] = pages.plain()
+        return out
+
     def _keep(self, what: str, path: Path, when: str) -> None:
         from emu.debug import dump
 
         known = self.examined[-1].facts(when) if self.examined else {"moment": when}
+        if self.examined:
+            known |= self._facts_of_others(when)
         if what == "save":
             self.machine.save(path)
             if is_regular(path):

@@ -15,7 +15,7 @@ from emu.cli import main
 from emu.debug.inspect import describe
 from emu.initproto import NextKernel, Plan
 from emu.machine import Machine
-from kho.abi import PAGE_SIZE
+from kho.abi import PAGE_SIZE, RESTORE_MAGIC
 from kho.handover import Handover
 from kho.image import open_image
 from kho.setup_data import ScratchList
@@ -168,17 +168,38 @@ def test_a_dump_decodes_like_the_live_machine(
     assert status == 0
     assert without(document) == without(expected)
     status, report = command(capsys, "check", "--json", path)
-    # what the live decoding of this test did not know: the kexec image, the old kernel's list
-    more = {"J": {"INV-13", "INV-28"}, "K": {"INV-29"}}[moment]
+    # what the live decoding of this test did not know: the kexec image; the old kernel's list and the digests
+    more = {"J": {"INV-13", "INV-28"}, "K": {"INV-26", "INV-29"}}[moment]
     assert (status, report["moment"], report["violations"]) == (0, moment, [])
     assert set(report["checked"]) == set(live.reports[moment]["checked"]) | more
 
 
-@pytest.mark.parametrize("suffix", ["raw", "raw.zst", "elf"])
+@pytest.mark.parametrize("suffix", ["raw", "raw.zst", "elf", "saved"])
 def test_a_dump_at_f(live: Live, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, report = command(capsys, "check", "--json", live.files["F", suffix])
     assert status == 0 and report["moment"] == "F" and report["violations"] == []
-    assert {"INV-6", "INV-14", "INV-19"} <= set(report["checked"])
+    assert {"INV-6", "INV-14", "INV-19", "INV-26", "INV-35"} <= set(report["checked"])
+
+
+def test_a_struct_page_in_a_dump_loses_its_magic(
+    live: Live, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The running kernel's struct pages are where the .json says."""
+    image = tmp_path / "F-raw.raw"
+    facts = live.files["F", "raw"].with_name("F-raw.json").read_text()
+    image.with_suffix(".json").write_text(facts)
+    places = json.loads(facts)["struct_pages"]
+    lost = live.documents["K"]["preserved"][3]["phys"]
+    frame = lost // PAGE_SIZE
+    array, first = next((a, f) for a, f, count in places["arrays"] if f <= frame < f + count)
+    data = bytearray(live.files["F", "raw"].read_bytes())
+    at = array + (frame - first) * places["size"] + places["private_at"]
+    assert int.from_bytes(data[at : at + 8], "little") == RESTORE_MAGIC << 32
+    data[at : at + 8] = bytes(8)
+    image.write_bytes(data)
+    status, report = command(capsys, "check", "--json", image)
+    (violation,) = report["violations"]
+    assert (status, violation["id"], violation["phys"]) == (1, "INV-35", lost)
 
 
 def test_what_is_beside_a_dump(live: Live) -> None:

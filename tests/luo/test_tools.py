@@ -144,7 +144,7 @@ def test_tree_for_people(run: Run) -> None:
 
 def test_the_demo(run: Run) -> None:
     status, out, _ = run("check", RECORDED / "demo")
-    assert status == 0 and "20 invariants of moment K hold" in out
+    assert status == 0 and "21 invariants of moment K hold" in out
 
 
 def test_json_beside_the_image(run: Run, tmp_path: Path) -> None:
