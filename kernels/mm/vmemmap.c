@@ -20,8 +20,8 @@
 #include "sched.h"
 #include "string.h"
 
-#define POOL_LOW	24
-#define POOL_HIGH	32
+#define POOL_LOW	40
+#define POOL_HIGH	56
 #define TABLE		(PTE_P | PTE_W | PTE_A)
 
 static spinlock_t vmemmap_lock;		/* the pool and the tables of the vmemmap; innermost of all locks */
