@@ -58,9 +58,10 @@ struct elf {
 	struct segment *segments;
 };
 
+/* The class and byte order in it are not looked at, as in Linux: the machine says both. */
 static bool is_elf(const struct elf_header *h)
 {
-	return !memcmp(h->ident, "\177ELF\2\1", 6) && (h->type == ET_EXEC || h->type == ET_DYN) &&
+	return !memcmp(h->ident, "\177ELF", 4) && (h->type == ET_EXEC || h->type == ET_DYN) &&
 	       h->machine == EM_X86_64;
 }
 
@@ -137,9 +138,9 @@ static int map_segment(struct mm *mm, const struct elf *elf, const struct segmen
 	u64 mapped_end = s->filesz ? PAGE_ALIGN(file_end) : start;
 	int err;
 
-	if (s->offset > (u64)1 << 62 || s->offset < in_page || ((s->offset - in_page) & ~PAGE_MASK))
-		return -EINVAL;
 	if (s->filesz) {
+		if (s->offset > (u64)1 << 62 || s->offset < in_page || ((s->offset - in_page) & ~PAGE_MASK))
+			return -EINVAL;
 		err = map_at(mm, start, mapped_end - start, protection(s), elf->file, s->offset - in_page);
 		if (err)
 			return err;

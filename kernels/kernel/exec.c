@@ -249,16 +249,18 @@ static int parse_script(const struct exec *e, struct script *s)
 {
 	const char *p = (const char *)e->head + 2, *end = (const char *)e->head + e->head_size, *line_end, *name;
 	size_t length;
+	bool cut;
 
 	line_end = memchr(p, '\n', (size_t)(end - p));
-	if (!line_end)
+	cut = !line_end;
+	if (cut)
 		line_end = end;
 	while (p < line_end && is_blank(*p))
 		p++;
 	for (name = p; p < line_end && *p && !is_blank(*p); p++)
 		;
-	if (p == name)
-		return -ENOEXEC;
+	if (p == name)		/* without a newline Linux opens the empty name, which is a directory */
+		return cut && e->head_size < EXEC_HEAD ? -EACCES : -ENOEXEC;
 	if (p == end && e->head_size == EXEC_HEAD)
 		return -ENOEXEC;		/* the name may go on */
 	length = (size_t)(p - name);

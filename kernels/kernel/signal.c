@@ -456,7 +456,8 @@ void exit_to_user(struct pt_regs *regs)
 
 	while (signal_pending() || wants_restart(t, regs) || t->restore_blocked || regs->rip >= USER_END) {
 		local_irq_enable();
-		if (regs->rip >= USER_END)	/* IRET would fault on it, in the kernel */
+		/* IRET would fault on it, in the kernel; a fault that it caused already is pending */
+		if (regs->rip >= USER_END && !signal_pending())
 			force_signal(SIGSEGV, SEGV_MAPERR, regs->rip);
 		deliver(t, regs);
 		local_irq_disable();
