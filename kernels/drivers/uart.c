@@ -1,4 +1,5 @@
-/* The console: the first 16550A, polled. Works from the first moment; needs no memory and no interrupt. */
+/* The console: the first 16550A, polled. Works from the first moment; needs no memory and no interrupt. Later it shares
+ * the chip with a terminal (serial.c), which lets it go first. */
 #include "arch.h"
 #include "console.h"
 #include "cpu.h"
@@ -20,9 +21,11 @@ void console_init(void)
 	outb(THR, 1);			/* 115200 baud */
 	outb(IER, 0);
 	outb(LCR, 0x03);		/* 8N1 */
-	outb(FCR, 0x07);		/* FIFOs on and empty */
+	outb(FCR, 0x05);		/* FIFOs on, nothing to send; what was received stays */
 	outb(MCR, 0x03);		/* DTR, RTS; no interrupt */
 }
+
+bool (*console_yield)(void);
 
 static void put(u8 c)
 {
@@ -31,8 +34,18 @@ static void put(u8 c)
 	outb(THR, c);
 }
 
+/* Ends the line that programs left unfinished. */
+static void take_over(void)
+{
+	if (console_yield && console_yield()) {
+		put('\r');
+		put('\n');
+	}
+}
+
 void console_write(const char *text, size_t size)
 {
+	take_over();
 	for (size_t i = 0; i < size; i++) {
 		if (text[i] == '\n')
 			put('\r');
@@ -42,6 +55,7 @@ void console_write(const char *text, size_t size)
 
 void console_flush(void)
 {
+	take_over();
 	while (!(inb(LSR) & LSR_TEMT))
 		cpu_relax();
 }

@@ -55,13 +55,18 @@ struct file *dentry_open(struct dentry *d, u32 flags)
 	struct file *f;
 	int err;
 
+	if (!ops && S_ISCHR(d->inode->mode))	/* its driver came after its name */
+		ops = chrdev_fops(d->inode->rdev);
+
 	if (!ops)		/* a device that is not there, a socket, an anonymous inode */
 		return ERR_PTR(-ENXIO);
 	f = file_new(d, flags, ops);
 	if (!f)
 		return ERR_PTR(-ENOMEM);
 	if (ops->open) {
+		f->flags |= flags & O_NOCTTY;	/* terminals want to know */
 		err = ops->open(d->inode, f);
+		f->flags &= ~(u32)O_NOCTTY;
 		if (err) {
 			dput(d);
 			kfree(f);

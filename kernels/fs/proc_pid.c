@@ -9,6 +9,7 @@
 #include "proc.h"
 #include "string.h"
 #include "task.h"
+#include "tty.h"
 #include "vma.h"
 
 static struct dentry *new_name(struct dentry *dir, const char *name, u32 len, u32 mode)
@@ -87,8 +88,9 @@ static int show_stat(struct seq *s, void *arg)
 	struct process *p = arg;
 	struct mm *mm = process_get_mm(p);
 
-	seq_printf(s, "%d (%s) %c %d %d %d %d -1 0 0 0 0 0 %lu %lu %lu %lu 20 0 %u 0 %lu %lu %lu", p->pid, p->comm,
-		   process_state(p), parent_of(p), p->pgrp, p->session, p->tty ? 0x440 : 0, p->user_ticks, p->system_ticks,
+	seq_printf(s, "%d (%s) %c %d %d %d %u %d 0 0 0 0 0 %lu %lu %lu %lu 20 0 %u 0 %lu %lu %lu", p->pid, p->comm,
+		   process_state(p), parent_of(p), p->pgrp, p->session, tty_number(p), tty_foreground(p),
+		   p->user_ticks, p->system_ticks,
 		   p->child_user_ticks, p->child_system_ticks, p->nr_tasks, p->start_time / 10000000,
 		   mm ? virtual_pages(mm) << PAGE_SHIFT : 0UL, mm ? mm->nr_pages : 0UL);
 	for (int i = 25; i <= 52; i++)

@@ -267,13 +267,14 @@ s64 mm_map(struct mm *mm, u64 addr, u64 size, u32 prot, u32 flags, struct file *
 		int err;
 
 		v->pgoff = PFN_DOWN(off);
-		err = file->ops->mmap(file, v);
+		v->file = file;
+		file_get(file);
+		err = file->ops->mmap(file, v);	/* may put another file in its place */
 		if (err) {
+			fput(v->file);
 			ret = err;
 			goto out_unlock;
 		}
-		v->file = file;
-		file_get(file);
 	}
 	area_insert(mm, v);
 	v = NULL;
