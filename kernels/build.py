@@ -160,6 +160,18 @@ TARGETS: tuple[Target, ...] = (
 )
 
 
+def user_test(name: str) -> Target:
+    """A static program for tests, kernels/user/tests/<name>.c, that runs on our kernels and on Linux. It is
+    built by its tests only, or as the target ``test-<name>``."""
+    return Target(
+        name=f"test-{name}",
+        output=f"build/tests/{name}",
+        sources=(f"kernels/user/tests/{name}.c",),
+        inputs=("kernels/user/tests/*.h",),
+        flags=LINUX_PROGRAM,
+    )
+
+
 def project_root() -> Path:
     """Root of the source tree that this file is in."""
     return Path(__file__).resolve().parent.parent
@@ -337,12 +349,13 @@ def _file_digest(path: Path) -> str:
 
 def build_all(root: Path, names: Sequence[str] = (), *, force: bool = False) -> dict[str, Path]:
     """Build the named targets, all of them by default; what was built or was already there, by name."""
-    unknown = sorted(set(names) - {t.name for t in TARGETS})
+    programs = [user_test(name.removeprefix("test-")) for name in names if name.startswith("test-")]
+    unknown = sorted(set(names) - {t.name for t in (*TARGETS, *programs)})
     if unknown:
         known = ", ".join(t.name for t in TARGETS)
         raise BuildError(f"no such target: {', '.join(unknown)} (there are {known})")
     built = {}
-    for target in TARGETS:
+    for target in (*TARGETS, *programs):
         if names and target.name not in names:
             continue
         path = build(root, target, force=force)

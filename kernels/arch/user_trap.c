@@ -62,6 +62,8 @@ static void page_fault(struct pt_regs *regs, u64 address)
 {
 	if (address < USER_END && user_page_fault(regs, address))
 		return;
+	if (address >= USER_END)		/* what the kernel has mapped there is nobody's business */
+		current_task()->trap_error |= PF_PRESENT;
 	force_signal(SIGSEGV, address < USER_END && regs->error_code & PF_PRESENT ? SEGV_ACCERR : SEGV_MAPERR, address);
 }
 

@@ -1,5 +1,6 @@
 /* execve: arguments, environment, auxiliary vector, scripts, files that are no programs, what stays and what goes. */
 #include "t.h"
+#include <dirent.h>
 #include <elf.h>
 #include <pthread.h>
 #include <sys/auxv.h>
@@ -74,8 +75,8 @@ static int child(int argc, char **argv)
 
 		say("PAGESZ %lu CLKTCK %lu FLAGS %lu SECURE %lu", getauxval(AT_PAGESZ), getauxval(AT_CLKTCK),
 		    getauxval(AT_FLAGS), getauxval(AT_SECURE));
-		say("UID %lu EUID %lu GID %lu EGID %lu", getauxval(AT_UID), getauxval(AT_EUID), getauxval(AT_GID),
-		    getauxval(AT_EGID));
+		say("UID %d EUID %d GID %d EGID %d", getauxval(AT_UID) == getuid(), getauxval(AT_EUID) == geteuid(),
+		    getauxval(AT_GID) == getgid(), getauxval(AT_EGID) == getegid());
 		say("PHENT %lu PHNUM > 0 %d BASE %lu", getauxval(AT_PHENT), getauxval(AT_PHNUM) > 0, getauxval(AT_BASE));
 		for (unsigned long i = 0; i < getauxval(AT_PHNUM); i++)
 			load += phdr[i].p_type == PT_LOAD;
@@ -409,6 +410,21 @@ static void by_fd(void)
 	close(dir);
 }
 
+static void clean_up(void)
+{
+	DIR *dir = opendir("/tmp");
+	struct dirent *entry;
+	char path[300];
+
+	while (dir && (entry = readdir(dir)) != NULL) {
+		if (strncmp(entry->d_name, "lx-", 3))
+			continue;
+		snprintf(path, sizeof(path), "/tmp/%s", entry->d_name);
+		if (unlink(path))
+			rmdir(path);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	if (argc > 1)
@@ -423,5 +439,6 @@ int main(int argc, char **argv)
 	state();
 	threads();
 	by_fd();
+	clean_up();
 	return 0;
 }
