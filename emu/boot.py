@@ -26,6 +26,8 @@ RAM, RESERVED, ACPI = 1, 2, 3
 ECAM = (0xB0000000, 0x10000000)
 ACPI_ROOM = 0x20000
 """Bytes at the top of low RAM that firmware keeps for ACPI tables: SeaBIOS' without further devices."""
+_INITRD_ROOM = ACPI_ROOM + 0x8000
+"""Bytes that stay free above an initramfs, as on QEMU's q35."""
 HYPERTRANSPORT = (0xFD_0000_0000, 0x3_0000_0000)
 """What AMD processors keep for HyperTransport below 1 TiB."""
 
@@ -237,7 +239,7 @@ def boot(m: Machine, b: Boot) -> None:
                 raise ImageError("the ELF file has no PVH entry note", b.where)
             _enter_pvh(m, b, elf.pvh_entry, end)
         else:
-            _enter_linux64(m, b, elf.entry, b"", end, m.memory.low - ACPI_ROOM)
+            _enter_linux64(m, b, elf.entry, b"", end, m.memory.low - _INITRD_ROOM)
         return
     image = BzImage.parse(b.kernel, b.where)
     at = image.preferred
@@ -247,7 +249,7 @@ def boot(m: Machine, b: Boot) -> None:
             f"{m.memory.low >> 20} MiB below 4 GiB"
         )
     m.memory.write(at, image.payload, by="loader")
-    top = min(m.memory.low - ACPI_ROOM, image.initrd_max + 1)
+    top = min(m.memory.low - _INITRD_ROOM, image.initrd_max + 1)
     _enter_linux64(m, b, at + 0x200, image.header, at + image.init_size, top)
 
 
@@ -303,7 +305,7 @@ def _enter_pvh(m: Machine, b: Boot, entry: int, end: int) -> None:
     rsdp = _firmware(m)
     entries = list(b.e820) if b.e820 is not None else e820(m.memory.size, m.memory.low)
     memmap = b"".join(struct.pack("<QQII", r.start, r.size, r.kind, 0) for r in entries)
-    initrd = _put_initrd(m, b.initrd, m.memory.low - ACPI_ROOM, end)
+    initrd = _put_initrd(m, b.initrd, m.memory.low - _INITRD_ROOM, end)
     _cmdline(m, b.cmdline)
     modules = _START_INFO_AT + 64
     memmap_at = modules + 32

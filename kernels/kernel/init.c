@@ -20,6 +20,7 @@ static void do_initcalls(void)
 	for (const struct initcall *call = __initcall_start; call < __initcall_end; call++) {
 		int result;
 
+		pr_debug("calling %s\n", call->name);
 		PROBE1(initcall, begin, call->fn);
 		result = call->fn();
 		PROBE2(initcall, end, call->fn, result);

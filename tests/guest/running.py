@@ -62,6 +62,7 @@ def on_luemu(
     max_instructions: int = 200_000_000,
     max_seconds: int = 20,
     entry: str = "auto",
+    initramfs: bytes = b"",
     prepare: Callable[[Machine], None] | None = None,
 ) -> Run:
     """Boot the ELF file and run until the machine stops; a kernel that does not end fails the caller's
@@ -71,7 +72,7 @@ def on_luemu(
     start, end = names.address("_text"), names.address("_end")
     assert start is not None and end is not None
     with Machine(memory_mib << 20) as m:
-        m.boot(Boot(kernel=elf(release).read_bytes(), cmdline=cmdline, entry=entry))
+        m.boot(Boot(kernel=elf(release).read_bytes(), cmdline=cmdline, entry=entry, initrd=initramfs))
         if prepare is not None:
             prepare(m)
         stop = m.run(max_seconds * 10**9, max_instructions=max_instructions)
@@ -93,16 +94,20 @@ def on_qemu(
     *,
     machine: str = "q35",
     memory_mib: int = MEMORY_MIB,
+    initramfs: bytes = b"",
     timeout: float = 60,
 ) -> str:
     """What the kernel prints on QEMU until it switches the machine off or halts after a panic. What
     firmware prints before it is left out. Skips the test without QEMU, fails it after `timeout` seconds."""
     command: list[str | Path] = [require("qemu-system-x86_64"), "-accel", "tcg", "-machine", machine]
-    command += ["-cpu", "EPYC", "-m", str(memory_mib), "-display", "none", "-vga", "none", "-nic", "none"]
-    command += ["-monitor", "none", "-no-reboot", "-serial", "stdio"]
-    command += ["-kernel", elf(release), "-append", cmdline]
+    command += ["-cpu", "EPYC", "-m", str(memory_mib), "-nodefaults", "-display", "none", "-no-reboot"]
+    command += ["-serial", "stdio", "-kernel", elf(release), "-append", cmdline]
     lines: list[str] = []
-    with tempfile.TemporaryFile() as errors:
+    with tempfile.TemporaryFile() as errors, tempfile.NamedTemporaryFile() as archive:
+        if initramfs:
+            archive.write(initramfs)
+            archive.flush()
+            command += ["-initrd", archive.name]
         qemu = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
         assert qemu.stdout is not None
         late = threading.Timer(timeout, qemu.kill)

@@ -48,12 +48,13 @@ def good(result: Result) -> list[dict[str, Any]]:
     return result.updates
 
 
-def test_linux_restores_what_ours_saved(linux: LinuxBuild) -> None:
-    with running(new=linux.bzimage) as update:
+@pytest.mark.parametrize(("old", "version"), [("old", "1.0.0-luemu"), ("new", "2.0.0-luemu")])
+def test_linux_restores_what_ours_saved(linux: LinuxBuild, old: str, version: str) -> None:
+    with running(old=old, new=linux.bzimage) as update:
         (u,) = good(update.run())
         assert b"test_kho: KHO restore succeeded" in update.machine.console
-        assert b"KHO: exec from: 1.0.0-luemu (count 1)" in update.machine.console
-    assert (u["old"]["release"], u["new"]["release"]) == ("1.0.0-luemu", "7.2.13-kho")
+        assert f"KHO: exec from: {version} (count 1)".encode() in update.machine.console
+    assert (u["old"]["release"], u["new"]["release"]) == (version, "7.2.13-kho")
     # what is seen while a kernel runs: of ours as the one that hands over, of Linux as the one that receives
     assert {"INV-3", "INV-49", "INV-39"} <= set(u["checked"])
     assert {"INV-32", "INV-33", "INV-34", "INV-35", "INV-36", "INV-37"} <= set(u["checked"])
