@@ -1,4 +1,4 @@
-"""The memory management in running kernels: its own test in machines of every size, and what booting costs."""
+"""The memory management in running kernels: its own test in machines of every size; what booting costs."""
 
 from __future__ import annotations
 
