@@ -51,7 +51,8 @@ $(VENV)/.installed: pyproject.toml hatch_build.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo 'luemu needs Python 3.11 or newer; "$(PYTHON)" is missing or older.' \
 			'Try: make PYTHON=python3.12 (or another that you have)' >&2; exit 1; }
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	@# without pip it is what an interrupted run left
+	@$(PY) -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); } || { rm -rf $(VENV); \
 		echo 'Making .venv failed. On Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
 	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo 'The Python of .venv is gone or older than 3.11. Remove it: make clean' >&2; exit 1; }

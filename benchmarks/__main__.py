@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 
-from benchmarks import counting, snapshots
+from benchmarks import counting, decode, plain, snapshots
 
 
 def _linux() -> dict[str, float]:
@@ -22,7 +22,9 @@ def _linux() -> dict[str, float]:
 
 BENCHMARKS: dict[str, tuple[Callable[[], dict[str, float]], str]] = {
     "counting": (counting.run, "exact counting as a multiple of none (bars: median 1.3, worst 3.5)"),
+    "plain": (plain.run, "our machine as a multiple of the engine by itself (the same bars)"),
     "snapshots": (snapshots.run, "with 100 dirty pages (bars: 500 us, 300 us, ratios 1.5)"),
+    "decode": (decode.run, "a map of four million order-0 pages (bar: half a second)"),
     "linux": (_linux, "kexec to the second user space (bars: 1.2 x QEMU TCG, 0.5 x icount)"),
 }
 

@@ -179,3 +179,23 @@ def test_make_says_when_python_is_missing_or_too_old(tmp_path: Path, python: str
     )
     assert run.returncode != 0
     assert "luemu needs Python 3.11 or newer" in run.stderr
+
+
+def test_make_repairs_what_an_interrupted_run_left(tmp_path: Path) -> None:
+    """An environment without pip is made anew, and .venv is never left half made."""
+    for name in ("Makefile", "pyproject.toml", "hatch_build.py"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    # says that it is new enough, notes that a venv is asked for, and cannot make it
+    fake = tmp_path / "fake-python"
+    fake.write_text('#!/bin/sh\ncase "$1" in -c) exit 0;; esac\necho "$@" > asked\nexit 1\n')
+    fake.chmod(0o755)
+    run = subprocess.run(
+        ["make", "install", f"PYTHON={fake}"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode != 0 and "apt-get install python3-venv" in run.stderr, run
+    assert (tmp_path / "asked").read_text() == "-m venv .venv\n"
+    assert not (tmp_path / ".venv").exists()
