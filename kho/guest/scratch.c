@@ -165,7 +165,7 @@ void kho_scratch_release(enum migratetype type)
 bool kho_scratch_overlap(phys_addr_t phys, u64 size)
 {
 	for (unsigned int i = 0; i < kho_scratch_cnt; i++)
-		if (phys < kho_scratch[i].addr + kho_scratch[i].size && kho_scratch[i].addr < phys + size)
+		if (kho_scratch[i].size && phys < kho_scratch[i].addr + kho_scratch[i].size && kho_scratch[i].addr < phys + size)
 			return true;
 	return false;
 }
