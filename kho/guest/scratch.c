@@ -164,8 +164,12 @@ void kho_scratch_release(enum migratetype type)
 
 bool kho_scratch_overlap(phys_addr_t phys, u64 size)
 {
-	for (unsigned int i = 0; i < kho_scratch_cnt; i++)
-		if (kho_scratch[i].size && phys < kho_scratch[i].addr + kho_scratch[i].size && kho_scratch[i].addr < phys + size)
+	for (unsigned int i = 0; i < kho_scratch_cnt; i++) {
+		const struct kho_scratch *area = &kho_scratch[i];
+
+		/* An empty area has an address, too, but overlaps nothing. */
+		if (area->size && phys < area->addr + area->size && area->addr < phys + size)
 			return true;
+	}
 	return false;
 }
