@@ -14,6 +14,7 @@ void rename_task(struct task *t, pid_t tid);
 u32 count_processes_of(u32 uid);
 void signal_locked(struct process *p, struct task *t, int sig, const struct siginfo *info);	/* t NULL: the process */
 void forget_if_ignored(struct process *p, int sig, u64 handler);	/* after it was given this handler */
+void forget_pending(struct sigpending *pending, sigset_t set);
 void kill_tasks(struct process *p, struct task *except);	/* all its threads end */
 bool notify_parent(struct process *p);		/* of an exit; true: it does not want to wait, release */
 void account_to_parent(struct process *p);	/* its time, when it is released */
@@ -34,7 +35,7 @@ void exit_robust_list(struct task *t);
 void sighand_put(struct sighand *s);
 /* A pidfd for it that is not installed yet, and its number; -errno. Flags: O_NONBLOCK. */
 int pidfd_prepare(struct process *p, u32 flags, struct file **file);
-struct process *pidfd_process(int fd);		/* a reference; ERR_PTR(-EBADF) */
+struct process *pidfd_process(int fd, bool *nonblocking);	/* a reference; ERR_PTR(-EBADF) */
 int signal_by_user(struct process *p, int sig, const void *user_siginfo);	/* user_siginfo may be NULL */
 /* Writes two struct timeval: user and system time of so many ticks. */
 void fill_cpu_times(u64 user_ticks, u64 system_ticks, void *two_timevals);

@@ -69,9 +69,15 @@ struct siginfo {				/* the parts that are used; 128 bytes for the program */
 		u64 addr;					/* faults */
 	};
 };
+struct queued_signal {
+	struct queued_signal *next;
+	struct siginfo info;
+};
 struct sigpending {
 	sigset_t set;
-	struct siginfo info[NSIG];		/* one of each: standard signals do not queue */
+	struct siginfo info[NSIG];		/* the first of each; standard signals do not queue */
+	struct queued_signal *queue;		/* more of the real-time signals, oldest first */
+	u32 nr_queued;
 };
 
 struct task;

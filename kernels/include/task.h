@@ -28,6 +28,7 @@ typedef s32 pid_t;
 #define RLIMIT_NOFILE	7
 #define RLIMIT_MEMLOCK	8
 #define RLIMIT_AS	9
+#define RLIMIT_SIGPENDING 11
 #define RLIMIT_MSGQUEUE	12
 #define RLIMIT_NICE	13
 #define RLIMIT_RTPRIO	14
@@ -87,10 +88,13 @@ struct process {
 	struct sigpending shared_pending;
 	u64 alarm_deadline, alarm_interval;	/* ITIMER_REAL, ktime in ns, 0 = off */
 	struct ktimer alarm;
+	struct {
+		u64 left, interval;		/* ticks */
+	} cpu_timer[2];				/* ITIMER_VIRTUAL, ITIMER_PROF */
 	u64 user_ticks, system_ticks;
 	u64 child_user_ticks, child_system_ticks;	/* of children that were waited for */
 	u64 start_time;				/* ktime in ns */
-	u32 personality;
+	u32 personality, membarrier;
 	s32 nice;
 	char comm[16];
 	struct dentry *exe;

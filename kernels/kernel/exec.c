@@ -598,7 +598,7 @@ static void become(struct exec *e, struct pt_regs *regs, u64 sp)
 	set_names(e, t->process);
 	t->process->execed = true;
 	t->process->exit_signal = SIGCHLD;
-	t->process->personality = 0;
+	t->process->personality = t->process->membarrier = 0;
 	t->restart = NULL;
 	fpu_reset(t);
 	set_fs_base(0);
@@ -731,6 +731,7 @@ static void set_first_limits(struct rlimit *limit)
 	limit[RLIMIT_CORE].cur = 0;
 	limit[RLIMIT_NOFILE] = (struct rlimit){ 1024, 4096 };
 	limit[RLIMIT_MEMLOCK] = (struct rlimit){ 8 * MIB, 8 * MIB };
+	limit[RLIMIT_SIGPENDING] = (struct rlimit){ 1024, 1024 };
 	limit[RLIMIT_MSGQUEUE] = (struct rlimit){ 819200, 819200 };
 	limit[RLIMIT_NICE] = limit[RLIMIT_RTPRIO] = (struct rlimit){ 0, 0 };
 }
@@ -812,26 +813,48 @@ int run_init_process(const char *path, const char *const argv[], const char *con
 	enter_user(&regs);
 }
 
-/* The program of `rdinit=` or `init=`, else /init. Returns if there is none: the kernel has its own work then. */
+static bool exists(const char *path)
+{
+	struct dentry *d;
+
+	if (path_lookup(AT_FDCWD, path, LOOKUP_FOLLOW, &d, NULL))
+		return false;
+	dput(d);
+	return true;
+}
+
+static int run(const char *path)
+{
+	const char *const argv[] = { path, NULL }, *const envp[] = { "HOME=/", "TERM=linux", NULL };
+
+	pr_info("Run %s as init process\n", path);
+	set_phase("userspace");
+	return run_init_process(path, argv, envp);
+}
+
+/* As Linux looks for it with an initramfs: rdinit= (or /init), then init=, then the usual places. */
 void run_first_program(void)
 {
-	static char path[PATH_MAX];
-	const char *const argv[] = { path, NULL }, *const envp[] = { "HOME=/", "TERM=linux", NULL };
-	struct dentry *d;
-	bool asked = cmdline_find("rdinit", path, sizeof(path)) || cmdline_find("init", path, sizeof(path));
+	static const char *const usual[] = { "/sbin/init", "/etc/init", "/bin/init", "/bin/sh" };
+	static char path[PATH_MAX] = "/init";
 	int err;
 
 	if (!rootfs)
 		return;
-	if (!asked)
-		strscpy(path, "/init", sizeof(path));
-	err = path_lookup(AT_FDCWD, path, LOOKUP_FOLLOW, &d, NULL);
-	if (err && !asked)
-		return;
-	if (!err) {
-		dput(d);
-		pr_info("Run %s as init process\n", path);
-		err = run_init_process(path, argv, envp);
+	if (cmdline_find("rdinit", path, sizeof(path)) || exists(path)) {
+		err = run(path);
+		pr_err("Failed to execute %s (error %d)\n", path, err);
 	}
-	panic("Requested init %s failed (error %d).", path, err);
+	if (cmdline_find("init", path, sizeof(path))) {
+		err = run(path);
+		panic("Requested init %s failed (error %d).", path, err);
+	}
+	for (unsigned int i = 0; i < ARRAY_SIZE(usual); i++) {
+		if (!exists(usual[i]))
+			continue;
+		err = run(usual[i]);
+		pr_err("Starting init: %s exists but couldn't execute it (error %d)\n", usual[i], err);
+	}
+	if (current_task())
+		panic("No working init found.  Try passing init= option to kernel.");
 }

@@ -168,16 +168,15 @@ static void parent_death_signals(struct process *parent)
 				signal_locked(child, NULL, t->parent_death_signal, &info);
 }
 
-static bool leave_process(struct task *t, int status)
+static bool leave_process(struct process *p, int status)
 {
-	struct process *p = t->process;
 	u64 flags = spin_lock_irqsave(&task_lock);
 	bool last = !--p->nr_live;
 
-	if (!p->exiting && t->tid == p->pid)
-		p->exit_status = status;
-	if (last)
+	if (last && !p->exiting) {
 		p->exiting = true;
+		p->exit_status = status;
+	}
 	spin_unlock_irqrestore(&task_lock, flags);
 	return last;
 }
@@ -213,7 +212,7 @@ _Noreturn void do_exit(int status)
 
 	if (in_interrupt())
 		panic("a program ends in an interrupt");
-	if (leave_process(t, status)) {
+	if (leave_process(p, status)) {
 		ktimer_cancel(&p->alarm);
 		if (p->pid == p->session && p->tty)
 			tty_leader_exit(p);

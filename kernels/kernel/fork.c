@@ -147,6 +147,7 @@ static struct process *copy_process(const struct process *from, const struct clo
 	p->session = from->session;
 	p->tty = from->tty;
 	p->personality = from->personality;
+	p->membarrier = args->flags & CLONE_VM ? 0 : from->membarrier;
 	p->nice = from->nice;
 	p->no_new_privs = from->no_new_privs;
 	p->exit_signal = args->flags & CLONE_PARENT ? from->exit_signal : (int)args->exit_signal;

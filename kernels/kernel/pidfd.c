@@ -45,7 +45,7 @@ int pidfd_prepare(struct process *p, u32 flags, struct file **file)
 	return fd;
 }
 
-struct process *pidfd_process(int fd)
+struct process *pidfd_process(int fd, bool *nonblocking)
 {
 	struct file *f = fget(fd);
 	struct process *p = ERR_PTR(-EBADF);
@@ -55,6 +55,8 @@ struct process *pidfd_process(int fd)
 	if (f->ops == &pidfd_ops) {
 		p = f->private;
 		process_get(p);
+		if (nonblocking)
+			*nonblocking = f->flags & O_NONBLOCK;
 	}
 	fput(f);
 	return p;
@@ -89,7 +91,7 @@ SYSCALL_DEFINE4(pidfd_send_signal, 424, int, fd, int, sig, const void *, user, u
 
 	if (flags)
 		return -EINVAL;
-	p = pidfd_process(fd);
+	p = pidfd_process(fd, NULL);
 	if (IS_ERR(p))
 		return PTR_ERR(p);
 	err = signal_by_user(p, sig, user);

@@ -7,6 +7,8 @@
  * Two things happen at once, because the receiver may be unable to act: SIGKILL marks all threads as killed, and SIGCONT
  * lets a stopped process go on. Process 1 gets no signal for which it has no handler, except for its own faults.
  */
+#include "arch.h"
+#include "page.h"
 #include "panic.h"
 #include "proc_internal.h"
 #include "sigframe.h"
@@ -43,13 +45,62 @@ static bool is_ignored(const struct process *p, const struct task *t, int sig)
 	return handler == SIG_IGN || (handler == SIG_DFL && IGNORED_BY_DEFAULT & sigmask(sig));
 }
 
+/* Real-time signals: each one arrives. False if there are too many, or no memory. */
+static bool enqueue(struct sigpending *pending, const struct siginfo *info, u64 limit)
+{
+	struct queued_signal *q, **end = &pending->queue;
+
+	if (in_interrupt() || pending->nr_queued >= limit)
+		return false;
+	q = kmalloc(sizeof(*q), GFP_KERNEL);
+	if (!q)
+		return false;
+	*q = (struct queued_signal){ .info = *info };
+	while (*end)
+		end = &(*end)->next;
+	*end = q;
+	pending->nr_queued++;
+	return true;
+}
+
+/* Takes the oldest that is queued with this number. */
+static bool unqueue(struct sigpending *pending, int sig, struct siginfo *info)
+{
+	for (struct queued_signal **at = &pending->queue, *q; (q = *at) != NULL; at = &q->next) {
+		if (q->info.signo != sig)
+			continue;
+		*info = q->info;
+		*at = q->next;
+		pending->nr_queued--;
+		kfree(q);
+		return true;
+	}
+	return false;
+}
+
+void forget_pending(struct sigpending *pending, sigset_t set)
+{
+	struct queued_signal **at = &pending->queue, *q;
+
+	pending->set &= ~set;
+	while ((q = *at) != NULL) {
+		if (!(set & sigmask(q->info.signo))) {
+			at = &q->next;
+			continue;
+		}
+		*at = q->next;
+		pending->nr_queued--;
+		kfree(q);
+	}
+}
+
 static void forget(struct process *p, sigset_t set)
 {
 	struct task *t;
 
-	p->shared_pending.set &= ~set;
+	forget_pending(&p->shared_pending, set);
 	list_for_each_entry(t, &p->tasks, in_process)
-		t->pending.set &= ~set;
+		forget_pending(&t->pending, set);
 }
 
 void forget_if_ignored(struct process *p, int sig, u64 handler)
@@ -128,6 +179,7 @@ static void wake_receiver(struct process *p, int sig)
 void signal_locked(struct process *p, struct task *t, int sig, const struct siginfo *info)
 {
 	struct sigpending *pending = t ? &t->pending : &p->shared_pending;
+	struct siginfo received = *info;
 
 	if (list_empty(&p->tasks))
 		return;				/* a zombie */
@@ -145,11 +197,14 @@ void signal_locked(struct process *p, struct task *t, int sig, const struct sigi
 		kill_tasks(p, NULL);
 		return;
 	}
-	if (pending->set & sigmask(sig))
-		return;
-	pending->set |= sigmask(sig);
-	pending->info[sig - 1] = *info;
-	pending->info[sig - 1].signo = sig;
+	received.signo = sig;
+	if (pending->set & sigmask(sig)) {
+		if (sig < SIGRTMIN || !enqueue(pending, &received, p->rlim[RLIMIT_SIGPENDING].cur))
+			return;
+	} else {
+		pending->set |= sigmask(sig);
+		pending->info[sig - 1] = received;
+	}
 	if (!t)
 		wake_receiver(p, sig);
 	else if ((~t->blocked | t->waiting_for) & sigmask(sig))
@@ -267,8 +322,9 @@ int dequeue_signal(sigset_t mask, struct siginfo *info)
 	if (set) {
 		sig = __builtin_ctzll(set) + 1;
 		from = t->pending.set & sigmask(sig) ? &t->pending : &t->process->shared_pending;
-		from->set &= ~sigmask(sig);
 		*info = from->info[sig - 1];
+		if (!unqueue(from, sig, &from->info[sig - 1]))
+			from->set &= ~sigmask(sig);
 	}
 	spin_unlock_irqrestore(&task_lock, flags);
 	return sig;

@@ -296,17 +296,24 @@ SYSCALL_DEFINE3(setpriority, 141, int, which, int, who, int, nice)
 	return 0;
 }
 
-/* One processor: each thread sees all writes of the others when it runs. */
-SYSCALL_DEFINE3(membarrier, 324, int, command, u32, flags, int, cpu)
+/* membarrier(2): on one processor each thread sees all writes of the others when it runs. What is left is that the
+ * private kinds have to be registered before. */
+#define MEMBARRIER_KNOWN	0x7f		/* GLOBAL to REGISTER_PRIVATE_EXPEDITED_SYNC_CORE */
+#define MEMBARRIER_NEED_REGISTRATION (1U << 3 | 1U << 5)	/* its registration is the next bit */
+
+SYSCALL_DEFINE3(membarrier, 324, u32, command, u32, flags, int, cpu)
 {
-	const int known = 0x1ff;		/* GLOBAL to PRIVATE_EXPEDITED_RSEQ's registration */
+	struct process *p = current_process();
 
 	(void)cpu;
-	if (flags)
+	if (flags || command & ~MEMBARRIER_KNOWN || command & (command - 1))
 		return -EINVAL;
 	if (!command)
-		return known & ~0x180;		/* without rseq */
-	return command & (command - 1) || command & ~(known & ~0x180) ? -EINVAL : 0;
+		return MEMBARRIER_KNOWN;
+	if (command & MEMBARRIER_NEED_REGISTRATION && !(p->membarrier & command << 1))
+		return -EPERM;
+	p->membarrier |= command;
+	return 0;
 }
 
 /* Known, so that it is not reported: C libraries try it, and do without. */

@@ -215,6 +215,7 @@ void process_put(struct process *p)
 		return;
 	if (p->exe)
 		dput(p->exe);
+	forget_pending(&p->shared_pending, ~0UL);
 	kfree(p);
 }
 
@@ -223,6 +224,7 @@ void task_put(struct task *t)
 	if (!t || __atomic_sub_fetch(&t->refs, 1, __ATOMIC_ACQ_REL))
 		return;
 	process_put(t->process);
+	forget_pending(&t->pending, ~0UL);
 	kfree(t);
 }
 

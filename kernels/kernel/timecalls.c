@@ -202,7 +202,7 @@ SYSCALL_DEFINE4(clock_nanosleep, 230, int, clock, int, flags, const struct times
 	s64 result;
 	int err;
 
-	if (clock == CLOCK_THREAD_CPUTIME_ID || read_clock(clock, &now))
+	if (read_clock(clock, &now))
 		return -EINVAL;
 	if (!can_sleep_on(clock))
 		return -EOPNOTSUPP;
@@ -280,14 +280,42 @@ static s64 put_itimer(struct itimerval *user, u64 left, u64 interval)
 	return copy_to_user(user, &value, sizeof(value)) ? -EFAULT : 0;
 }
 
+static u64 to_ticks(u64 ns)
+{
+	return ns / NSEC_PER_TICK + (ns % NSEC_PER_TICK != 0);
+}
+
+/* The timers that count processor time, in ticks of it. */
+static void set_cpu_timer(int which, u64 ns, u64 interval, u64 *left, u64 *old_interval)
+{
+	struct process *p = current_process();
+	u64 flags = local_irq_save();
+
+	*left = p->cpu_timer[which - 1].left * NSEC_PER_TICK;
+	*old_interval = p->cpu_timer[which - 1].interval * NSEC_PER_TICK;
+	p->cpu_timer[which - 1].left = to_ticks(ns);
+	p->cpu_timer[which - 1].interval = to_ticks(interval);
+	local_irq_restore(flags);
+}
+
+static void count_cpu_timer(struct process *p, unsigned int i, int sig)
+{
+	if (!p->cpu_timer[i].left || --p->cpu_timer[i].left)
+		return;
+	p->cpu_timer[i].left = p->cpu_timer[i].interval;
+	send_signal_process(p, sig, NULL);
+}
+
 SYSCALL_DEFINE2(getitimer, 36, int, which, struct itimerval *, user)
 {
 	const struct process *p = current_process();
 
 	if (which < ITIMER_REAL || which > ITIMER_PROF)
 		return -EINVAL;
-	return which == ITIMER_REAL ? put_itimer(user, alarm_left(p, ktime_get_ns()), p->alarm_interval) :
-				      put_itimer(user, 0, 0);
+	if (which == ITIMER_REAL)
+		return put_itimer(user, alarm_left(p, ktime_get_ns()), p->alarm_interval);
+	return put_itimer(user, p->cpu_timer[which - 1].left * NSEC_PER_TICK,
+			  p->cpu_timer[which - 1].interval * NSEC_PER_TICK);
 }
 
 SYSCALL_DEFINE3(setitimer, 38, int, which, const struct itimerval *, user, struct itimerval *, old)
@@ -300,9 +328,10 @@ SYSCALL_DEFINE3(setitimer, 38, int, which, const struct itimerval *, user, struc
 	if (which < ITIMER_REAL || which > ITIMER_PROF || !get_timeval(&value.value, &ns) ||
 	    !get_timeval(&value.interval, &interval))
 		return -EINVAL;
-	if (which != ITIMER_REAL)		/* processor time: only that there is none can be said */
-		return ns ? -EOPNOTSUPP : old ? put_itimer(old, 0, 0) : 0;
-	set_alarm(ns, interval, &left, &old_interval);
+	if (which == ITIMER_REAL)
+		set_alarm(ns, interval, &left, &old_interval);
+	else
+		set_cpu_timer(which, ns, interval, &left, &old_interval);
 	return old ? put_itimer(old, left, old_interval) : 0;
 }
 
@@ -319,4 +348,7 @@ void task_tick(bool user)
 		p->user_ticks++;
 	else
 		p->system_ticks++;
+	if (user)
+		count_cpu_timer(p, 0, SIGVTALRM);
+	count_cpu_timer(p, 1, SIGPROF);
 }

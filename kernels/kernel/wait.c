@@ -24,6 +24,7 @@ struct wait_request {
 	int which;				/* P_* */
 	pid_t id;
 	u32 options;
+	bool nonblocking;			/* the pidfd is: -EAGAIN instead of 0 */
 	/* found */
 	s64 result;				/* pid, 0, -errno */
 	struct process *released;
@@ -188,9 +189,13 @@ static int set_target(struct wait_request *w, int which, pid_t id)
 	case P_PIDFD:
 		if (id < 0)
 			return -EINVAL;
-		p = pidfd_process(id);
+		p = pidfd_process(id, &w->nonblocking);
 		if (IS_ERR(p))
 			return (int)PTR_ERR(p);
+		if (w->options & WNOHANG)
+			w->nonblocking = false;
+		else if (w->nonblocking)
+			w->options |= WNOHANG;
 		w->which = P_PID;
 		w->id = p->pid;
 		process_put(p);
@@ -239,6 +244,8 @@ SYSCALL_DEFINE5(waitid, 247, int, which, pid_t, id, void *, info, u32, options, 
 	result = do_wait(&w);
 	if (result < 0)
 		return result;
+	if (!result && w.nonblocking)
+		return -EAGAIN;
 	if (result && put_rusage(&w, rusage))
 		return -EFAULT;
 	return put_wait_info(info, &w, result);

@@ -9,12 +9,24 @@ import pytest
 
 from tests.userspace.programs import RELEASES, Ran, is_root, on_kernel, on_linux
 
-PROGRAMS = ("fork", "signals", "exec")
+PROGRAMS = ("exec", "fork", "ids", "misc", "pidfd", "session", "signals", "threads")
+TRIES = 3
 
 
 @functools.cache
-def expected(name: str) -> Ran:
+def linux(name: str, attempt: int) -> Ran:
+    """The programs wait for each other by time in some places: a busy Linux may be late. Ours never is."""
     return on_linux(name)
+
+
+def difference(name: str, release: str, ours: Ran, attempt: int) -> list[str]:
+    expected = linux(name, attempt)
+    assert len(expected.lines) > 20, "the program said hardly anything on Linux"
+    return list(
+        difflib.unified_diff(
+            [*expected.lines, expected.end], [*ours.lines, ours.end], "Linux", release, lineterm="", n=1
+        )
+    )
 
 
 @pytest.mark.parametrize("release", RELEASES)
@@ -22,9 +34,9 @@ def expected(name: str) -> Ran:
 def test_same_as_linux(name: str, release: str) -> None:
     if not is_root():
         pytest.skip("the programs are user 0's in our kernels")
-    linux = expected(name)
     (ours,) = on_kernel(release, name)
-    different = list(difflib.unified_diff(linux.lines, ours.lines, "Linux", release, lineterm="", n=1))
-    assert not different, f"kernels/user/tests/{name}.c:\n" + "\n".join(different)
-    assert ours.end == linux.end
-    assert len(linux.lines) > 20, "the program said hardly anything on Linux"
+    for attempt in range(TRIES):
+        different = difference(name, release, ours, attempt)
+        if not different:
+            return
+    pytest.fail(f"kernels/user/tests/{name}.c:\n" + "\n".join(different), pytrace=False)

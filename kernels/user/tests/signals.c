@@ -545,6 +545,64 @@ static void timers(void)
 	alarm(0);
 }
 
+/* Real-time signals queue, with a value each, the lower number first. */
+static int order[32], nr_order;
+
+static void record(int sig, siginfo_t *info, void *context)
+{
+	(void)context;
+	if (nr_order < 32)
+		order[nr_order++] = sig * 1000 + info->si_value.sival_int;
+}
+
+static void queues(void)
+{
+	sigset_t set, old;
+	siginfo_t info;
+	int sigs[3] = { SIGRTMIN + 2, SIGRTMIN + 1, SIGUSR1 };
+
+	sigemptyset(&set);
+	for (int i = 0; i < 3; i++) {
+		install(sigs[i], record, 0);
+		sigaddset(&set, sigs[i]);
+	}
+	sigprocmask(SIG_BLOCK, &set, &old);
+	for (int i = 0; i < 3; i++)
+		for (int n = 0; n < 3; n++)
+			T(sigqueue(getpid(), sigs[i], (union sigval){ .sival_int = 10 * i + n }));
+	T(sigtimedwait(&set, &info, &(struct timespec){ 0, 0 }));
+	say("value %d, code %d", info.si_value.sival_int, info.si_code);
+	sigprocmask(SIG_SETMASK, &old, NULL);
+	/* handlers nest here: the last that was taken runs first */
+	for (int i = 0; i < nr_order; i++)
+		say("taken %d", order[i]);
+	T(sigqueue(99999999, SIGUSR1, (union sigval){ 0 }));
+	T(sigqueue(getpid(), 65, (union sigval){ 0 }));
+	T(syscall(SYS_rt_sigqueueinfo, 1, SIGUSR1, &(siginfo_t){ .si_code = SI_USER }));
+	T(syscall(SYS_rt_sigqueueinfo, getpid(), 0, &(siginfo_t){ .si_code = SI_USER }));
+	T(syscall(SYS_rt_tgsigqueueinfo, getpid(), getpid(), 0, &(siginfo_t){ .si_code = SI_QUEUE }));
+	T(syscall(SYS_rt_tgsigqueueinfo, 0, getpid(), 0, &(siginfo_t){ .si_code = SI_QUEUE }));
+}
+
+static void processor_time(void)
+{
+	struct itimerval v = { { 0, 20000 }, { 0, 20000 } }, old;
+
+	for (int which = ITIMER_VIRTUAL; which <= ITIMER_PROF; which++) {
+		int sig = which == ITIMER_VIRTUAL ? SIGVTALRM : SIGPROF;
+
+		install(sig, note, 0);
+		count = 0;
+		v.it_value.tv_usec = v.it_interval.tv_usec = 20000;
+		T(setitimer(which, &v, NULL));
+		while (count < 2)
+			;
+		memset(&v, 0, sizeof(v));
+		T(setitimer(which, &v, &old));
+		C(old.it_interval.tv_usec == 20000 && last_signo == sig && last_code == SI_KERNEL);
+	}
+}
+
 int main(void)
 {
 	setvbuf(stdout, NULL, _IONBF, 0);
@@ -558,5 +616,7 @@ int main(void)
 	fpu();
 	alternate();
 	timers();
+	queues();
+	processor_time();
 	return 0;
 }
