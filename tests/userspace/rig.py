@@ -17,10 +17,13 @@ from typing import Any
 import kernels
 from emu.boot import Boot
 from emu.debug.release import Kernel
+from emu.debug.view import View
 from emu.initproto import NextKernel, Plan, ProgramRun, RecordReader, Transcript
 from emu.initramfs import Initramfs
 from emu.machine import Machine, Snapshot, Stop, StopKind
 from kernels.build import build_all, project_root
+from kho.handover import Handover
+from kho.setup_data import ScratchList
 from tests.userspace.binaries import binary
 
 MEMORY = 128 << 20
@@ -185,6 +188,15 @@ class Rig:
 
         for address in self.events(generation, event):
             self.machine.probe(address, hit)
+
+    def handover(self, generation: int) -> Handover:
+        """What the kernel of a generation hands over, decoded: at its jump, and as long as memory is as it
+        was then."""
+        view = View(self.machine, kernel(self.spec.kernels[generation]))
+        fdt = view.phys(view.member(view.symbol("kho_out"), "kho_out", "fdt"))
+        count = int.from_bytes(view.read(view.symbol("kho_scratch_cnt"), 4), "little")
+        areas = view.phys(int.from_bytes(view.read(view.symbol("kho_scratch"), 8), "little"))
+        return Handover.read(self.machine.memory, fdt, ScratchList(areas, 16 * count))
 
     def finish(self) -> Outcome:
         """The rest of the run."""
