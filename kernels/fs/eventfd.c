@@ -1,4 +1,4 @@
-/* eventfd(2), timerfd_create(2) and signalfd(2): counters, timers and signals as files that can be waited for. */
+/* eventfd(2) and timerfd_create(2): counters and timers as files that can be waited for. */
 #include "vfs.h"
 #include "arch.h"
 #include "ktimer.h"
@@ -10,23 +10,6 @@
 
 #define EFD_SEMAPHORE	1
 #define COUNTER_MAX	0xfffffffffffffffeUL
-
-/* A new descriptor for a file of this kind; flags O_CLOEXEC and O_NONBLOCK. On failure *private is the caller's. */
-static s64 new_fd(const char *name, const struct file_ops *ops, void *private, u32 flags)
-{
-	struct file *f;
-	int fd = get_unused_fd(flags);
-
-	if (fd < 0)
-		return fd;
-	f = anon_inode_getfile(name, ops, private, O_RDWR | (flags & O_NONBLOCK));
-	if (IS_ERR(f)) {
-		put_unused_fd(fd);
-		return PTR_ERR(f);
-	}
-	fd_install(fd, f);
-	return fd;
-}
 
 /* ---- eventfd ---- */
 
@@ -128,7 +111,7 @@ SYSCALL_DEFINE2(eventfd2, 290, u32, count, u32, flags)
 	init_wait_queue(&e->wait);
 	e->count = count;
 	e->semaphore = flags & EFD_SEMAPHORE;
-	fd = new_fd("[eventfd]", &eventfd_ops, e, flags);
+	fd = anon_inode_getfd("[eventfd]", &eventfd_ops, e, flags);
 	if (fd < 0)
 		kfree(e);
 	return fd;
@@ -228,7 +211,7 @@ SYSCALL_DEFINE2(timerfd_create, 283, int, clock, u32, flags)
 	init_wait_queue(&t->wait);
 	ktimer_init(&t->timer, timerfd_expired);
 	t->clock = clock;
-	fd = new_fd("[timerfd]", &timerfd_ops, t, flags);
+	fd = anon_inode_getfd("[timerfd]", &timerfd_ops, t, flags);
 	if (fd < 0)
 		kfree(t);
 	return fd;

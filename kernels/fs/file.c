@@ -43,6 +43,7 @@ static struct file *file_new(struct dentry *d, u32 flags, const struct file_ops 
 	f->dentry = d;
 	f->inode = d->inode;
 	mutex_init(&f->pos_lock);
+	INIT_LIST_HEAD(&f->watchers);
 	dget(d);
 	return f;
 }
@@ -128,12 +129,30 @@ struct file *anon_inode_getfile(const char *name, const struct file_ops *ops, vo
 	return f;
 }
 
+s64 anon_inode_getfd(const char *name, const struct file_ops *ops, void *private, u32 flags)
+{
+	struct file *f;
+	int fd = get_unused_fd(flags);
+
+	if (fd < 0)
+		return fd;
+	f = anon_inode_getfile(name, ops, private, O_RDWR | (flags & O_NONBLOCK));
+	if (IS_ERR(f)) {
+		put_unused_fd(fd);
+		return PTR_ERR(f);
+	}
+	fd_install(fd, f);
+	return fd;
+}
+
 void file_get(struct file *f) { __atomic_add_fetch(&f->refs, 1, __ATOMIC_SEQ_CST); }
 
 void fput(struct file *f)
 {
 	if (__atomic_sub_fetch(&f->refs, 1, __ATOMIC_SEQ_CST))
 		return;
+	if (!list_empty(&f->watchers))
+		epoll_forget(f);
 	if (f->ops->release)
 		f->ops->release(f);
 	dput(f->dentry);

@@ -21,18 +21,23 @@ struct entry {
 	struct file *file;		/* keeps the queue */
 };
 
-struct poll_table {
+struct look {
+	struct poll_table table;
 	struct list_head entries;
 	bool failed;			/* no memory for an entry */
 };
 
 void poll_wait(struct file *f, struct wait_queue *q, struct poll_table *t)
 {
-	struct entry *e;
+	if (t)
+		t->add(t, f, q);
+}
 
-	if (!t)
-		return;
-	e = kzalloc(sizeof(*e), GFP_KERNEL);
+static void add_entry(struct poll_table *table, struct file *f, struct wait_queue *q)
+{
+	struct look *t = container_of(table, struct look, table);
+	struct entry *e = kzalloc(sizeof(*e), GFP_KERNEL);
+
 	if (!e) {
 		t->failed = true;
 		return;
@@ -44,7 +49,7 @@ void poll_wait(struct file *f, struct wait_queue *q, struct poll_table *t)
 	prepare_to_wait(q, &e->waiter);
 }
 
-static void table_free(struct poll_table *t)
+static void look_end(struct look *t)
 {
 	struct entry *e, *next;
 
@@ -58,10 +63,12 @@ static void table_free(struct poll_table *t)
 
 u32 file_poll(struct file *f, struct poll_table *t)
 {
-	return f->ops->poll ? f->ops->poll(f, t) : EPOLLIN | EPOLLOUT;
+	u32 events = f->ops->poll ? f->ops->poll(f, t) : EPOLLIN | EPOLLOUT;
+
+	return events | (events & EPOLLIN ? EPOLLRDNORM : 0) | (events & EPOLLOUT ? EPOLLWRNORM : 0);
 }
 
-static bool any_woken(const struct poll_table *t)
+static bool any_woken(const struct look *t)
 {
 	struct entry *e;
 
@@ -73,7 +80,7 @@ static bool any_woken(const struct poll_table *t)
 
 /* Sleeps unless a queue was woken since the look. The waiters on the files' queues cannot keep this thread asleep, since
  * looking may itself have slept; so it goes to sleep on a queue of its own, and only then asks whether to. */
-static void sleep_on(const struct poll_table *t, u64 deadline)
+static void sleep_on(const struct look *t, u64 deadline)
 {
 	struct wait_queue own = WAIT_QUEUE_INIT(own);
 	struct waiter w;
@@ -89,11 +96,11 @@ static void sleep_on(const struct poll_table *t, u64 deadline)
 int poll_until(int (*look)(void *ctx, struct poll_table *t), void *ctx, bool block, u64 deadline)
 {
 	while (1) {
-		struct poll_table t = { .entries = LIST_HEAD_INIT(t.entries) };
-		int n = look(ctx, block ? &t : NULL);
+		struct look t = { .table.add = add_entry, .entries = LIST_HEAD_INIT(t.entries) };
+		int n = look(ctx, block ? &t.table : NULL);
 
 		if (n || !block || t.failed) {
-			table_free(&t);
+			look_end(&t);
 			return n ? n : t.failed ? -ENOMEM : 0;
 		}
 		if (signal_pending())
@@ -102,7 +109,7 @@ int poll_until(int (*look)(void *ctx, struct poll_table *t), void *ctx, bool blo
 			block = false;
 		else
 			sleep_on(&t, deadline);
-		table_free(&t);
+		look_end(&t);
 		if (n)
 			return n;
 	}
@@ -137,11 +144,6 @@ static int look_poll(void *ctx, struct poll_table *t)
 			u32 wanted = (u16)p->events | EPOLLERR | EPOLLHUP;
 			u32 got = file_poll(f, n ? NULL : t);
 
-			/* The plain bits have twins (RDNORM, WRNORM), which mean the same here. */
-			if (got & EPOLLIN)
-				got |= 0x40;
-			if (got & EPOLLOUT)
-				got |= 0x100;
 			p->revents = (s16)(got & wanted);
 			fput(f);
 		} else {
@@ -195,35 +197,6 @@ SYSCALL_DEFINE3(poll, 7, struct pollfd *, fds, u64, count, s32, timeout_ms)
 	return n;
 }
 
-/* The mask of ppoll and pselect is in force while they wait; it goes back after a handler that runs because of it. */
-static int set_mask(const sigset_t *user, u64 size)
-{
-	struct task *t = current_task();
-	sigset_t mask;
-
-	if (!user)
-		return 0;
-	if (size != sizeof(mask))
-		return -EINVAL;
-	if (get_user(mask, user))
-		return -EFAULT;
-	t->saved_blocked = t->blocked;
-	t->blocked = mask & ~(sigmask(SIGKILL) | sigmask(SIGSTOP));
-	return 0;
-}
-
-static void reset_mask(const sigset_t *user, s64 result)
-{
-	struct task *t = current_task();
-
-	if (!user)
-		return;
-	if (result == -ERESTARTNOHAND)
-		t->restore_blocked = true;
-	else
-		t->blocked = t->saved_blocked;
-}
-
 static int get_timeout(const struct timespec *user, bool *block, u64 *deadline)
 {
 	u64 ns;
@@ -249,11 +222,11 @@ SYSCALL_DEFINE5(ppoll, 271, struct pollfd *, fds, u64, count, const struct times
 	s64 n = get_timeout(timeout, &block, &deadline);
 
 	if (!n)
-		n = set_mask(mask, mask_size);
+		n = set_user_sigmask(mask, mask_size);
 	if (n)
 		return n;
 	n = do_poll(fds, count, block, deadline);
-	reset_mask(mask, n);
+	restore_sigmask_unless(n == -ERESTARTNOHAND);
 	return n;
 }
 
@@ -367,10 +340,10 @@ SYSCALL_DEFINE6(pselect6, 270, s32, nfds, u64 *, in, u64 *, out, u64 *, except, 
 		return n;
 	if (umask && copy_from_user(&m, umask, sizeof(m)))
 		return -EFAULT;
-	n = set_mask(m.mask, m.size);
+	n = set_user_sigmask(m.mask, m.size);
 	if (n)
 		return n;
 	n = do_select(nfds, sets, block, deadline);
-	reset_mask(m.mask, n);
+	restore_sigmask_unless(n == -ERESTARTNOHAND);
 	return n;
 }

@@ -10,9 +10,15 @@
 #define EPOLLHUP	0x010
 #define EPOLLRDHUP	0x2000
 
+#define EPOLLRDNORM	0x040		/* the plain bits' twins */
+#define EPOLLWRNORM	0x100
+
 struct file;
-/* A file's poll() calls this for each queue that is woken when its answer may change. t may be NULL: no waiting. */
-struct poll_table;
+/* A file's poll() calls this for each queue that is woken when its answer may change. t may be NULL: no waiting. The
+ * queues live as long as the file. */
+struct poll_table {
+	void (*add)(struct poll_table *t, struct file *f, struct wait_queue *q);
+};
 void poll_wait(struct file *f, struct wait_queue *q, struct poll_table *t);
 
 u32 file_poll(struct file *f, struct poll_table *t);	/* EPOLL* bits that hold now */

@@ -84,7 +84,11 @@ struct waiter {
 	struct list_head list;
 	struct thread *thread;
 	bool woken;			/* since prepare_to_wait(), for one who waits on several queues */
+	void (*fn)(struct waiter *w);	/* NULL. Called instead of waking, under the queue's lock: see add_waiter() */
 };
+/* For what is not a thread: fn is called at each wake_up() until remove_waiter(). It must not sleep. */
+void add_waiter(struct wait_queue *q, struct waiter *w, void (*fn)(struct waiter *w));
+void remove_waiter(struct wait_queue *q, struct waiter *w);
 void prepare_to_wait(struct wait_queue *q, struct waiter *w);
 void finish_wait(struct wait_queue *q, struct waiter *w);
 void wake_up(struct wait_queue *q);	/* all waiters */

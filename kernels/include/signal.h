@@ -110,8 +110,8 @@ void force_signal(int sig, int code, u64 addr);	/* the running task; not to be i
 #define CLD_STOPPED	5
 #define CLD_CONTINUED	6
 
-/* Takes the first pending signal that is in the mask, of the running task; its number or 0. For signalfd, too, which
- * waits on process->signal_wait. */
+/* Takes the first pending signal that is in the mask, of the running task; its number or 0. */
+extern struct wait_queue signalfd_wait;	/* woken when a signal arrives, at any process */
 int dequeue_signal(sigset_t mask, struct siginfo *info);
 sigset_t pending_signals(const struct task *t);	/* its own and its process's, blocked or not */
 /* For calls that replace the blocked signals while they wait (sigsuspend, ppoll, pselect): the old ones come back

@@ -84,7 +84,7 @@ struct process {
 	struct wait_queue wait;			/* of wait4: woken when a child changes */
 	struct wait_queue exit_wait;		/* of pidfds */
 	struct wait_queue stop_wait;		/* of its stopped threads */
-	struct wait_queue signal_wait;		/* of signalfd: woken when a signal arrives */
+	struct wait_queue signal_wait;		/* of sigtimedwait: woken when a signal arrives */
 	struct sigpending shared_pending;
 	u64 alarm_deadline, alarm_interval;	/* ITIMER_REAL, ktime in ns, 0 = off */
 	struct ktimer alarm;

@@ -132,6 +132,7 @@ struct dentry {
 #define FMODE_PATH	4			/* O_PATH */
 struct file {
 	RELEASE_OPEN_FILE_FIELDS
+	struct list_head watchers;		/* who watches it by epoll(7) */
 };
 
 /* ---- open files and descriptors (fs/file.c) ---- */
@@ -148,6 +149,9 @@ int dup_from(int old, u32 start, u32 flags);
 bool file_show_name(struct file *f, char *buf, u64 size);	/* what /proc says of it if that is no path */
 /* A file without a name in any directory; ERR_PTR. /proc shows anon_inode:NAME. */
 struct file *anon_inode_getfile(const char *name, const struct file_ops *ops, void *private, u32 flags);
+/* The same with a descriptor for it, the result. flags: O_CLOEXEC, O_NONBLOCK. On failure *private is the caller's. */
+s64 anon_inode_getfd(const char *name, const struct file_ops *ops, void *private, u32 flags);
+void epoll_forget(struct file *f);		/* fs/epoll.c: it is closed */
 /* The same for an inode, whose reference it takes over; /proc shows "/NAME (deleted)". ERR_PTR (then the inode is put). */
 struct file *alloc_file_pseudo(struct inode *inode, const char *name, u32 flags, const struct file_ops *ops);
 struct file *file_open(const char *path, u32 flags, u32 mode);	/* by the kernel; ERR_PTR */

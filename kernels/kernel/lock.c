@@ -71,6 +71,7 @@ void prepare_to_wait(struct wait_queue *q, struct waiter *w)
 
 	w->thread = current;
 	w->woken = false;
+	w->fn = NULL;
 	list_add_tail(&w->list, &q->waiters);
 	__atomic_store_n(&current->state, THREAD_SLEEPING, __ATOMIC_SEQ_CST);
 	spin_unlock_irqrestore(&q->lock, flags);
@@ -85,6 +86,25 @@ void finish_wait(struct wait_queue *q, struct waiter *w)
 	spin_unlock_irqrestore(&q->lock, flags);
 }
 
+void add_waiter(struct wait_queue *q, struct waiter *w, void (*fn)(struct waiter *w))
+{
+	u64 flags = spin_lock_irqsave(&q->lock);
+
+	w->thread = NULL;
+	w->woken = false;
+	w->fn = fn;
+	list_add_tail(&w->list, &q->waiters);
+	spin_unlock_irqrestore(&q->lock, flags);
+}
+
+void remove_waiter(struct wait_queue *q, struct waiter *w)
+{
+	u64 flags = spin_lock_irqsave(&q->lock);
+
+	list_del(&w->list);
+	spin_unlock_irqrestore(&q->lock, flags);
+}
+
 void wake_up(struct wait_queue *q)
 {
 	u64 flags = spin_lock_irqsave(&q->lock);
@@ -92,7 +112,10 @@ void wake_up(struct wait_queue *q)
 
 	list_for_each_entry(w, &q->waiters, list) {
 		w->woken = true;
-		wake_up_thread(w->thread);
+		if (w->fn)
+			w->fn(w);
+		else
+			wake_up_thread(w->thread);
 	}
 	spin_unlock_irqrestore(&q->lock, flags);
 }

@@ -210,6 +210,7 @@ void signal_locked(struct process *p, struct task *t, int sig, const struct sigi
 	else if ((~t->blocked | t->waiting_for) & sigmask(sig))
 		wake_task(t);
 	wake_up(&p->signal_wait);
+	wake_up(&signalfd_wait);
 }
 
 void signal_group_locked(pid_t pgrp, int sig)
