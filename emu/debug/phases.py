@@ -92,6 +92,9 @@ _PROBES: dict[str, str] = {
     "boot:memblock_setup": "e820__memblock_setup",
     "kho:memory_init": "kho_memory_init",
     "initcall:begin": "do_one_initcall",
+    "luo:session_create": "luo_session_create",
+    "luo:session_serialize": "luo_session_serialize",
+    "luo:session_retrieve": "luo_session_retrieve",
 }
 _FREED, _INIT = "mm:free_all_done", "init:begin"
 _OWN_SAVE = "test_kho_save"

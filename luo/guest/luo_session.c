@@ -304,6 +304,7 @@ static int session_create(const char *name, struct file **file)
 	struct luo_session *s;
 	int err;
 
+	PROBE1(luo, session_create, name);
 	if (!len || len == LUO_SESSION_NAME_LENGTH)
 		return -EINVAL;
 	s = session_alloc(name);
@@ -334,6 +335,7 @@ static int session_retrieve(const char *name, struct file **file)
 	struct luo_session *s;
 	int err = 0;
 
+	PROBE1(luo, session_retrieve, name);
 	mutex_lock(&incoming.lock);
 	s = find(&incoming, name);
 	mutex_unlock(&incoming.lock);
