@@ -25,6 +25,7 @@ BENCHMARKS: dict[str, tuple[Callable[[], dict[str, float]], str]] = {
     "plain": (plain.run, "our machine as a multiple of the engine by itself (the same bars)"),
     "snapshots": (snapshots.run, "with 100 dirty pages (bars: 500 us, 300 us, ratios 1.5)"),
     "decode": (decode.run, "a map of four million order-0 pages (bar: half a second)"),
+    "own": (own_update.run, "a chain of our kernels (bars: 2.0 x QEMU TCG, 1.0 x icount)"),
     "linux": (_linux, "kexec to the second user space (bars: 1.2 x QEMU TCG, 0.5 x icount)"),
 }
 
