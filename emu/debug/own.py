@@ -115,6 +115,8 @@ class OwnChecker:
         """(generation, ok) of each `kernel:verdict`"""
         self.left: dict[int, dict[str, int]] = {}
         """blocks that each generation was handed and should have restored and did not, by owner"""
+        self.before_free: Callable[[], None] | None = None
+        """called when a kernel has adopted memory and is about to free the rest"""
         self._reports: dict[int, Report] = {}
         self._violations: dict[tuple[int, str], int] = {}
         self._installed: list[tuple[int, Callable[[Machine, int], bool | None]]] = []
@@ -355,6 +357,8 @@ class OwnChecker:
             self._reconsider()
         if now.received is None or not now.adopted:
             return
+        if self.before_free is not None:
+            self.before_free()
         message = "memory is freed while allocations are limited to scratch"
         self._check_scratch_only(view, "F", False, message)
         with self._checking("INV-33"):

@@ -288,6 +288,7 @@ class Update:
             self.observer = PhaseObserver(self.machine, kernels, self._moment)
             if self.chain.own:
                 self.own = OwnChecker(self.machine, kernels)
+                self.own.before_free = self._examine_before_free
                 self.machine.memory.observers.append(self._host_writes_memory)
 
     def _initramfs(self) -> bytes:
@@ -547,6 +548,22 @@ class Update:
                 found.violations.append(
                     Violation("INV-26", when, f"the contents of {name} are not what they were at J", None)
                 )
+
+    def _examine_before_free(self) -> None:
+        """INV-30, 26 and 49 up to the last moment at which memory outside scratch is nobody's."""
+        found = self.examined[-1] if self.examined else None
+        if found is None or not found.fdt or found.snapshot is None:
+            return
+        changed = self.machine.memory.dirty()
+        then = SnapshotMemory(self.machine, found.snapshot, changed)
+        now = ChangedMemory(self.machine, changed)
+        try:
+            before = Handover.read(then, found.fdt, scratch=found.scratch, search=False)
+            after = Handover.read(now, found.fdt, scratch=found.scratch, search=False)
+        except KhoError as e:
+            found.unreadable(e, "F")
+            return
+        found.take(compare(before, after, ("J", "F"), may_change=found.may_change))
 
     # ---- the run -------------------------------------------------------------------------------
 
