@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 
-from benchmarks import counting, decode, plain, snapshots
+from benchmarks import counting, decode, own_update, plain, snapshots
 
 
 def _linux() -> dict[str, float]:
