@@ -21,6 +21,7 @@ import numpy as np
 from emu.debug import guest
 from emu.debug.release import Kernel
 from emu.debug.sdt import Probe
+from emu.debug.struct_pages import StructPages
 from emu.debug.view import PG_BUDDY, PG_RESERVED, RSRV_NOINIT, UnknownLayout, View, took_handover
 from emu.errors import AddressError, ImageError
 from emu.machine import Machine, Snapshot
@@ -213,6 +214,15 @@ class OwnChecker:
     def adopted(self) -> bool:
         """Whether the kernel that runs took what it was handed."""
         return self._now.adopted
+
+    def struct_pages(self) -> StructPages | None:
+        """Where the running kernel's struct pages are; None where that is not known."""
+        if not self._now.kernel.own:
+            return None
+        try:
+            return View(self.machine, self._now.kernel).struct_pages()
+        except (UnknownLayout, AddressError, ImageError, ValueError):
+            return None
 
     # ---- moments -------------------------------------------------------------------------------
 

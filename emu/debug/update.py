@@ -399,7 +399,9 @@ class Update:
             out["earlier_scratch"] = [[hex(a.phys), hex(a.size)] for a in previous.scratch]
         if previous.number is not None:
             out["received_number"] = previous.number
-        pages = self.checker.struct_pages() if when == "F" and self.checker is not None else None
+        pages = None
+        for checker in (self.checker, self.own) if when == "F" else ():
+            pages = pages or (checker.struct_pages() if checker is not None else None)
         if pages is not None:
             out["struct_pages"] = pages.plain()
         return out

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from emu.debug import guest
 from emu.debug.layout import Structure
 from emu.debug.release import Kernel
+from emu.debug.struct_pages import StructPages
 from emu.errors import AddressError, EmuError, ImageError
 from emu.machine import Machine
 from emu.memory import PAGE
@@ -240,6 +241,26 @@ class View:
             hits = np.flatnonzero(words >> np.uint64(32) == np.uint64(RESTORE_MAGIC)).astype(np.uint64)
             found.append((hits + np.uint64(first)) << np.uint64(12))
         return np.unique(np.concatenate(found))
+
+    def struct_pages(self) -> StructPages:
+        """Where `private` of the struct pages is in physical memory, for whoever looks into an image later.
+        Pages of the array that nobody wrote are left out: they read as zeros."""
+        page = self.struct("page")
+        member = page.offset("private")
+        arrays: list[tuple[int, int, int]] = []
+        for start, frames in self._written():
+            for i, phys in enumerate(frames):
+                at = start + PAGE * i
+                # the struct pages of which `private` is in this page of the array
+                first = -(-(at - self._vmemmap - member) // page.size)
+                end = -(-(at + PAGE - self._vmemmap - member) // page.size)
+                where = phys + self._vmemmap + first * page.size - at
+                last = arrays[-1] if arrays else (0, 0, 0)
+                if (last[0] + last[2] * page.size, last[1] + last[2]) == (where, first):
+                    arrays[-1] = (last[0], last[1], last[2] + end - first)
+                elif end > first:
+                    arrays.append((where, first, end - first))
+        return StructPages(page.size, member, arrays)
 
     def free_blocks(self) -> tuple[Words, Words]:
         """(start, end) of all blocks in the buddy allocator's lists, ascending."""

@@ -219,6 +219,9 @@ def test_saved_and_dumped(run: Run, tmp_path: Path, capsys: pytest.CaptureFixtur
             assert main(["inspect", "--json", str(tmp_path / name)]) == 0
             document = json.loads(capsys.readouterr().out)
             assert document["unexplained"] == [] and document["kho_test"]["csum_ok"] is True
+    for name in ("F.saved", "F.raw.zst"):
+        assert main(["check", "--json", str(tmp_path / name)]) == 0, name
+        assert "INV-35" in json.loads(capsys.readouterr().out)["checked"]
 
 
 # --- bad usage ----------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import pytest
 from emu.debug.invariants import OBSERVED as OBSERVED_IN_LINUX
 from emu.debug.own import OBSERVED
 from emu.machine import StopKind
+from kernels.build import project_root
 from kho.abi import RESTORE_MAGIC
 from tests.run.stages import Outcome, Stage, stage
 
@@ -411,6 +412,25 @@ def test_a_block_is_restored_that_was_not_preserved(after_jump: Stage) -> None:
     assert ("INV-37", "run", "a block is restored that was not preserved", page) in outcome.violations
 
 
+def table() -> str:
+    """The rows that are observed, and the cases above that break them, as docs/invariants.md has it."""
+    cases: dict[str, list[str]] = {id: [] for id in OBSERVED}
+    for name, _, _, broken, _ in [*BEFORE, *AFTER]:
+        for id in broken & cases.keys():
+            cases[id].append(name)
+    lines = [f"| {id} | {', '.join(f'*{name}*' for name in names)} |" for id, names in cases.items()]
+    return "\n".join(["| id | broken by |", "|---|---|", *lines])
+
+
+def test_the_table_in_the_docs() -> None:
+    text = (project_root() / "docs" / "invariants.md").read_text()
+    assert table() in text, "python -m tests.run.test_verdict prints it"
+
+
 def test_every_observed_row_is_broken_here() -> None:
     rows = set().union(*(broken for _, _, _, broken, _ in [*BEFORE, *AFTER]))
     assert set(OBSERVED) <= rows
+
+
+if __name__ == "__main__":
+    print(table())
