@@ -19,6 +19,12 @@ struct exec_strings {
 	u64 args_end;				/* where the environment begins */
 };
 
+/* Where arguments come from: a program's memory, or the kernel's for the first program. */
+struct string_source {
+	const char *const *list;
+	bool kernel;
+};
+
 struct exec {
 	struct file *file;
 	u8 head[EXEC_HEAD];			/* zero behind the end of the file */
@@ -44,3 +50,16 @@ struct file *open_exec(int dirfd, const char *path, u32 lookup);
 /* Exactly that many bytes; -EIO if the file is shorter. */
 int exec_read(struct file *f, void *buf, u64 size, u64 at);
 void exec_aux(struct exec *e, u64 type, u64 value);
+
+/* ---- arguments and stack (kernel/exec_args.c) ---- */
+int exec_take_arguments(struct exec *e, const struct string_source *argv, const struct string_source *envp);
+/* For a script: its interpreter, the argument if it is not empty, and the script's name before the others. */
+int exec_wrap_arguments(struct exec *e, const char *interpreter, const char *argument, const char *name);
+s64 exec_make_stack(struct exec *e);	/* in the new memory; where %rsp begins */
+void exec_free_strings(struct exec_strings *s);
+
+/* ---- kernel/exec.c ---- */
+struct pt_regs;
+/* On success the running task is the new program; *regs is how it begins. */
+int do_exec(int dirfd, const char *path, u32 lookup, const char *filename, const struct string_source *argv,
+	    const struct string_source *envp, struct pt_regs *regs);

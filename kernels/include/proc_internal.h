@@ -2,6 +2,13 @@
 #pragma once
 #include "task.h"
 
+#define STOP_SIGNALS	(sigmask(SIGSTOP) | sigmask(SIGTSTP) | sigmask(SIGTTIN) | sigmask(SIGTTOU))
+#define IGNORED_BY_DEFAULT (sigmask(SIGCONT) | sigmask(SIGCHLD) | sigmask(SIGWINCH) | sigmask(SIGURG))
+#define UNBLOCKABLE	(sigmask(SIGKILL) | sigmask(SIGSTOP))
+/* Caused by the program's own instructions: taken first, so that the frame shows the instruction. */
+#define SYNCHRONOUS	(sigmask(SIGSEGV) | sigmask(SIGBUS) | sigmask(SIGILL) | sigmask(SIGTRAP) | sigmask(SIGFPE) | \
+			 sigmask(SIGSYS))
+
 /* ---- with task_lock held ---- */
 struct process *lookup_process(pid_t pid);	/* no reference */
 struct task *lookup_task(pid_t tid);
@@ -28,6 +35,8 @@ u32 count_tasks(void);
 struct task *task_alloc(void);
 struct process *process_alloc(void);
 void reap_dead_tasks(void);
+void stop_process(int sig);			/* of the running task */
+bool init_may_die(void);
 void alarm_expired(struct ktimer *timer);
 void wake_vfork_parent(struct task *t);
 void clear_child_tid(struct task *t);		/* CLONE_CHILD_CLEARTID and robust futexes */

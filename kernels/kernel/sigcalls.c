@@ -12,7 +12,6 @@
 #define SA_EXPOSE_TAGBITS 0x00000800
 #define SA_ALL		(SA_NOCLDSTOP | SA_NOCLDWAIT | SA_SIGINFO | SA_ONSTACK | SA_RESTART | SA_NODEFER | \
 			 SA_RESETHAND | SA_RESTORER | SA_EXPOSE_TAGBITS)
-#define UNBLOCKABLE	(sigmask(SIGKILL) | sigmask(SIGSTOP))
 
 SYSCALL_DEFINE4(rt_sigaction, 13, int, sig, const struct k_sigaction *, user, struct k_sigaction *, old, u64, size)
 {

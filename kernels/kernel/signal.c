@@ -1,7 +1,7 @@
-/* Signals: sending, taking, and what happens on the way back to user mode.
+/* Signals: sending and taking.
  *
- * Sending marks the signal in a set and wakes who may take it; everything else is done by the receiving task itself, in
- * exit_to_user(): it runs a handler, ends the process, stops, or does nothing. So a signal costs its sender little and may
+ * Sending marks the signal in a set and wakes who may take it; everything else is done by the receiving task itself
+ * (deliver.c). So a signal costs its sender little and may
  * be sent from an interrupt. What is ignored is dropped when it is sent, unless it is blocked (the handler may change).
  *
  * Two things happen at once, because the receiver may be unable to act: SIGKILL marks all threads as killed, and SIGCONT
@@ -18,14 +18,7 @@
 #include "traps.h"
 #include "uaccess.h"
 
-#define STOP_SIGNALS	(sigmask(SIGSTOP) | sigmask(SIGTSTP) | sigmask(SIGTTIN) | sigmask(SIGTTOU))
-#define IGNORED_BY_DEFAULT (sigmask(SIGCONT) | sigmask(SIGCHLD) | sigmask(SIGWINCH) | sigmask(SIGURG))
-#define UNBLOCKABLE	(sigmask(SIGKILL) | sigmask(SIGSTOP))
-/* Caused by the program's own instructions: taken first, so that the frame shows the instruction. */
-#define SYNCHRONOUS	(sigmask(SIGSEGV) | sigmask(SIGBUS) | sigmask(SIGILL) | sigmask(SIGTRAP) | sigmask(SIGFPE) | \
-			 sigmask(SIGSYS))
-
-static bool init_may_die;		/* of a fault */
+static bool init_faulted;		/* and nobody handles it: it dies of that */
 
 /* ---- sending; task_lock held ---- */
 
@@ -38,10 +31,10 @@ static bool is_ignored(const struct process *p, const struct task *t, int sig)
 {
 	u64 handler = handler_of(t, sig);
 
-	if (p == init_process && handler == SIG_DFL && !init_may_die)
-		return true;
 	if ((t->blocked | t->waiting_for) & sigmask(sig))
 		return false;
+	if (p == init_process && handler == SIG_DFL && !init_faulted)
+		return true;
 	return handler == SIG_IGN || (handler == SIG_DFL && IGNORED_BY_DEFAULT & sigmask(sig));
 }
 
@@ -281,7 +274,7 @@ void force_signal(int sig, int code, u64 addr)
 	t->blocked &= ~sigmask(sig);
 	fatal = action->handler == SIG_DFL;
 	if (fatal && t->process == init_process)
-		init_may_die = true;
+		init_faulted = true;
 	t->pending.set |= sigmask(sig);
 	t->pending.info[sig - 1] = info;
 	spin_unlock_irqrestore(&task_lock, flags);
@@ -289,21 +282,32 @@ void force_signal(int sig, int code, u64 addr)
 		log_user_fault(sig);
 }
 
+bool init_may_die(void)
+{
+	return init_faulted;
+}
+
+/* The whole process, and its parent learns of it. */
+void stop_process(int sig)
+{
+	struct process *p = current_process();
+	u64 flags = spin_lock_irqsave(&task_lock);
+	struct task *t;
+
+	/* SIGCONT or a stop by another thread may have come in between */
+	if (!p->stopped && !p->exiting) {
+		p->stopped = true;
+		p->continued = p->stop_reported = false;
+		p->stop_signal = sig;
+		list_for_each_entry(t, &p->tasks, in_process)
+			if (t != current_task())
+				wake_task(t);
+		tell_parent(p, CLD_STOPPED, sig);
+	}
+	spin_unlock_irqrestore(&task_lock, flags);
+}
+
 /* ---- taking ---- */
-
-bool signal_pending(void)
-{
-	const struct task *t = current_task();
-
-	return t && (t->killed || t->process->stopped || pending_signals(t) & ~t->blocked);
-}
-
-bool fatal_signal_pending(void)
-{
-	const struct task *t = current_task();
-
-	return t && t->killed;
-}
 
 sigset_t pending_signals(const struct task *t)
 {
@@ -329,195 +333,4 @@ int dequeue_signal(sigset_t mask, struct siginfo *info)
 	}
 	spin_unlock_irqrestore(&task_lock, flags);
 	return sig;
-}
-
-/* What others may take when this task no longer does. */
-static void hand_over(struct task *t)
-{
-	u64 flags = spin_lock_irqsave(&task_lock);
-
-	wake_for_signals(t->process, t);
-	spin_unlock_irqrestore(&task_lock, flags);
-}
-
-void set_blocked(sigset_t set)
-{
-	struct task *t = current_task();
-	sigset_t before = t->blocked;
-
-	t->blocked = set & ~UNBLOCKABLE;
-	if (t->blocked & ~before && t->process->shared_pending.set && t->process->nr_tasks > 1)
-		hand_over(t);
-}
-
-int set_user_sigmask(const sigset_t *user, u64 size)
-{
-	struct task *t = current_task();
-	sigset_t set;
-
-	if (!user)
-		return 0;
-	if (size != sizeof(set))
-		return -EINVAL;
-	if (get_user(set, user))
-		return -EFAULT;
-	t->saved_blocked = t->blocked;
-	t->restore_blocked = true;
-	set_blocked(set);
-	return 0;
-}
-
-void restore_sigmask_unless(bool interrupted)
-{
-	struct task *t = current_task();
-
-	if (interrupted || !t->restore_blocked)
-		return;
-	t->restore_blocked = false;
-	set_blocked(t->saved_blocked);
-}
-
-static void stop(int sig)
-{
-	struct process *p = current_process();
-	u64 flags = spin_lock_irqsave(&task_lock);
-	struct task *t;
-
-	/* SIGCONT or a stop by another thread may have come in between */
-	if (!p->stopped && !p->exiting) {
-		p->stopped = true;
-		p->continued = p->stop_reported = false;
-		p->stop_signal = sig;
-		list_for_each_entry(t, &p->tasks, in_process)
-			if (t != current_task())
-				wake_task(t);
-		tell_parent(p, CLD_STOPPED, sig);
-	}
-	spin_unlock_irqrestore(&task_lock, flags);
-}
-
-static bool group_orphaned(pid_t pgrp)
-{
-	u64 flags = spin_lock_irqsave(&task_lock);
-	bool orphaned = group_is_orphaned(pgrp, NULL);
-
-	spin_unlock_irqrestore(&task_lock, flags);
-	return orphaned;
-}
-
-static void default_action(int sig)
-{
-	struct process *p = current_process();
-
-	if (IGNORED_BY_DEFAULT & sigmask(sig))
-		return;
-	if (p == init_process && !init_may_die)
-		return;
-	if (STOP_SIGNALS & sigmask(sig)) {
-		if (sig == SIGSTOP || !group_orphaned(p->pgrp))
-			stop(sig);
-		return;
-	}
-	do_group_exit(sig);
-}
-
-/* The next signal that has a handler, with what to do; 0 if there is none. Does whatever else is pending. */
-static int next_handled(struct k_sigaction *action, struct siginfo *info)
-{
-	struct task *t = current_task();
-
-	while (1) {
-		struct k_sigaction *a;
-		u64 flags;
-		int sig;
-
-		if (t->killed)
-			do_exit(0);
-		if (t->process->stopped) {
-			wait_event(&t->process->stop_wait, !t->process->stopped || t->killed);
-			continue;
-		}
-		sig = dequeue_signal(~t->blocked, info);
-		if (!sig)
-			return 0;
-		flags = spin_lock_irqsave(&task_lock);
-		a = &t->sighand->action[sig - 1];
-		*action = *a;
-		if (a->handler > SIG_IGN && a->flags & SA_RESETHAND)
-			a->handler = SIG_DFL;
-		spin_unlock_irqrestore(&task_lock, flags);
-		if (action->handler == SIG_DFL)
-			default_action(sig);
-		else if (action->handler != SIG_IGN)
-			return sig;
-	}
-}
-
-static bool wants_restart(const struct task *t, const struct pt_regs *regs)
-{
-	s64 result = (s64)regs->rax;
-
-	return t->orig_rax != ~0UL && result >= -ERESTART_RESTARTBLOCK && result <= -ERESTARTSYS;
-}
-
-/* Back to the SYSCALL instruction, which is two bytes long. */
-static void restart(struct task *t, struct pt_regs *regs, bool handler, u64 flags)
-{
-	s64 result = (s64)regs->rax;
-
-	if (!wants_restart(t, regs))
-		return;
-	if (handler && (result == -ERESTART_RESTARTBLOCK || result == -ERESTARTNOHAND ||
-			(result == -ERESTARTSYS && !(flags & SA_RESTART)))) {
-		regs->rax = (u64)-EINTR;
-	} else {
-		regs->rax = result == -ERESTART_RESTARTBLOCK ? 219 /* restart_syscall */ : t->orig_rax;
-		regs->rip -= 2;
-	}
-	t->orig_rax = ~0UL;
-}
-
-static void run_handler(struct task *t, struct pt_regs *regs, int sig, const struct k_sigaction *action,
-			const struct siginfo *info)
-{
-	sigset_t back = t->restore_blocked ? t->saved_blocked : t->blocked;
-
-	restart(t, regs, true, action->flags);
-	if (setup_sigframe(regs, sig, action, info, back)) {
-		if (sig == SIGSEGV)
-			t->sighand->action[SIGSEGV - 1].handler = SIG_DFL;
-		force_signal(SIGSEGV, SI_KERNEL, 0);
-		return;
-	}
-	t->restore_blocked = false;
-	set_blocked(t->blocked | action->mask | (action->flags & SA_NODEFER ? 0 : sigmask(sig)));
-}
-
-static void deliver(struct task *t, struct pt_regs *regs)
-{
-	struct k_sigaction action;
-	struct siginfo info;
-	int sig = next_handled(&action, &info);
-
-	if (sig) {
-		run_handler(t, regs, sig, &action, &info);
-		return;
-	}
-	restart(t, regs, false, 0);
-	restore_sigmask_unless(false);
-}
-
-void exit_to_user(struct pt_regs *regs)
-{
-	struct task *t = current_task();
-
-	while (signal_pending() || wants_restart(t, regs) || t->restore_blocked || regs->rip >= USER_END) {
-		local_irq_enable();
-		/* IRET would fault on it, in the kernel; a fault that it caused already is pending */
-		if (regs->rip >= USER_END && !signal_pending())
-			force_signal(SIGSEGV, SEGV_MAPERR, regs->rip);
-		deliver(t, regs);
-		local_irq_disable();
-	}
-	t->orig_rax = ~0UL;
 }
