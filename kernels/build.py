@@ -136,6 +136,13 @@ TARGETS: tuple[Target, ...] = (
         flags=LINUX_PROGRAM,
     ),
     Target(
+        name="cache",
+        output="kernels/bin/cache",
+        sources=("kernels/user/cache/*.c", "kernels/user/luo.c"),
+        inputs=("kernels/user/cache/*.h", "kernels/user/luo.h"),
+        flags=LINUX_PROGRAM,
+    ),
+    Target(
         name="selftest",
         output="kernels/bin/selftest.elf",
         sources=("kernels/selftest/*.S", "kernels/selftest/*.c"),
