@@ -8,11 +8,6 @@
 #define IOV_MAX		1024
 #define RW_MAX		0x7ffff000UL	/* one call moves no more */
 
-struct iovec {
-	void *base;
-	u64 len;
-};
-
 static bool has_position(const struct file *f) { return f->ops->llseek; }
 
 static ssize_t do_read(struct file *f, void *user, u64 size, loff_t *pos)
@@ -120,6 +115,13 @@ static s64 vector(struct file *f, const struct iovec *uvec, u64 count, loff_t *p
 	for (u64 i = 0; !n && i < count; i++)
 		if ((s64)vec[i].len < 0)
 			n = -EINVAL;
+	if (!n && f->ops->vector) {
+		bool write = fn == write_at;
+
+		done = f->mode & (write ? FMODE_WRITE : FMODE_READ) ? f->ops->vector(f, vec, count, write) : -EBADF;
+		kfree(vec);
+		return done;
+	}
 	for (u64 i = 0; n >= 0 && i < count; i++) {
 		if (!vec[i].len)
 			continue;

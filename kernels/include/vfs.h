@@ -56,11 +56,18 @@ struct wait_queue;
 struct poll_table;
 struct seq;
 
+struct iovec {					/* of a program */
+	void *base;
+	u64 len;
+};
+
 typedef int (*filldir_t)(void *ctx, const char *name, u32 len, u64 ino, u32 type);	/* non-zero stops */
 
 struct file_ops {
 	ssize_t (*read)(struct file *f, void *user, u64 size, loff_t *pos);	/* user addresses */
 	ssize_t (*write)(struct file *f, const void *user, u64 size, loff_t *pos);
+	/* The whole vector, which is in the kernel's memory, at once: files whose calls have borders. NULL: piece by piece. */
+	ssize_t (*vector)(struct file *f, const struct iovec *vec, u64 count, bool write);
 	loff_t (*llseek)(struct file *f, loff_t off, int whence);	/* NULL: -ESPIPE; see generic_llseek */
 	int (*iterate)(struct file *f, void *ctx, filldir_t fill, loff_t *pos);
 	u32 (*poll)(struct file *f, struct poll_table *t);		/* EPOLL* bits; NULL: always readable, writable */
