@@ -38,6 +38,7 @@ void reap_dead_tasks(void);
 void stop_process(int sig);			/* of the running task */
 bool init_may_die(void);
 void alarm_expired(struct ktimer *timer);
+void delete_posix_timers(struct process *p);
 void wake_vfork_parent(struct task *t);
 void clear_child_tid(struct task *t);		/* CLONE_CHILD_CLEARTID and robust futexes */
 void exit_robust_list(struct task *t);

@@ -91,6 +91,9 @@ struct process {
 	struct {
 		u64 left, interval;		/* ticks */
 	} cpu_timer[2];				/* ITIMER_VIRTUAL, ITIMER_PROF */
+	struct list_head timers;		/* of timer_create(2) */
+	s32 next_timer_id;
+	u32 nr_timers;
 	u64 user_ticks, system_ticks;
 	u64 child_user_ticks, child_system_ticks;	/* of children that were waited for */
 	u64 start_time;				/* ktime in ns */

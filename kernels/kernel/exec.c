@@ -260,6 +260,7 @@ static void become(struct exec *e, struct pt_regs *regs, u64 sp)
 
 	take_memory(t, e->mm);
 	e->mm = NULL;
+	delete_posix_timers(t->process);
 	files_close_on_exec(t->files);
 	reset_signals(t);
 	set_names(e, t->process);

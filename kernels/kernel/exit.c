@@ -214,6 +214,7 @@ _Noreturn void do_exit(int status)
 		panic("a program ends in an interrupt");
 	if (leave_process(p, status)) {
 		ktimer_cancel(&p->alarm);
+		delete_posix_timers(p);
 		if (p->pid == p->session && p->tty)
 			tty_leader_exit(p);
 	}

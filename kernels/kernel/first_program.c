@@ -7,6 +7,8 @@
 #include "string.h"
 #include "vfs.h"
 
+#define ARGS_MAX	32
+
 static void set_first_limits(struct rlimit *limit)
 {
 	for (unsigned int i = 0; i < RLIM_NLIMITS; i++)
@@ -107,10 +109,32 @@ static bool exists(const char *path)
 	return true;
 }
 
+/* What stands behind "--" on the command line are its arguments. */
+static void add_arguments(const char *argv[ARGS_MAX + 1])
+{
+	static char line[COMMAND_LINE_SIZE];
+	char *at = strstr(boot_command_line, " -- ");
+	unsigned int n = 1;
+
+	if (!at)
+		return;
+	strscpy(line, at + 4, sizeof(line));
+	for (at = line; *at && n < ARGS_MAX; at++) {
+		if (*at == ' ')
+			continue;
+		argv[n++] = at;
+		at = strchr(at, ' ');
+		if (!at)
+			break;
+		*at = '\0';
+	}
+}
+
 static int run(const char *path)
 {
-	const char *const argv[] = { path, NULL }, *const envp[] = { "HOME=/", "TERM=linux", NULL };
+	const char *argv[ARGS_MAX + 1] = { path }, *const envp[] = { "HOME=/", "TERM=linux", NULL };
 
+	add_arguments(argv);
 	pr_info("Run %s as init process\n", path);
 	set_phase("userspace");
 	return run_init_process(path, argv, envp);

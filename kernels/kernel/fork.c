@@ -337,3 +337,36 @@ SYSCALL_DEFINE2(clone3, 435, const void *, user, u64, size)
 		return -EINVAL;
 	return do_clone(&args);
 }
+
+/* What a thread shares, for itself alone. Name spaces there is one of each of. */
+SYSCALL_DEFINE1(unshare, 272, u64, flags)
+{
+	struct task *t = current_task();
+	u64 irq;
+
+	if (flags & ~(CLONE_FS | CLONE_FILES | CLONE_SYSVSEM | CLONE_THREAD | CLONE_SIGHAND | CLONE_VM))
+		return -EINVAL;
+	if (flags & (CLONE_THREAD | CLONE_SIGHAND | CLONE_VM) && t->process->nr_tasks > 1)
+		return -EINVAL;
+	if (flags & CLONE_FS && t->fs->refs > 1) {
+		struct fs *fs = fs_copy(t->fs), *old = t->fs;
+
+		if (!fs)
+			return -ENOMEM;
+		irq = spin_lock_irqsave(&task_lock);
+		t->fs = fs;
+		spin_unlock_irqrestore(&task_lock, irq);
+		fs_put(old);
+	}
+	if (flags & CLONE_FILES && t->files->refs > 1) {
+		struct files *files = files_copy(t->files), *old = t->files;
+
+		if (!files)
+			return -ENOMEM;
+		irq = spin_lock_irqsave(&task_lock);
+		t->files = files;
+		spin_unlock_irqrestore(&task_lock, irq);
+		files_put(old);
+	}
+	return 0;
+}

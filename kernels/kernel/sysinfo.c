@@ -245,6 +245,26 @@ SYSCALL_DEFINE3(sched_setscheduler, 144, pid_t, tid, int, policy, const s32 *, u
 	return (policy == 0 || policy == 3 || policy == 5) && !priority ? 0 : -EINVAL;
 }
 
+SYSCALL_DEFINE2(sched_setparam, 142, pid_t, tid, const s32 *, user)
+{
+	s32 priority;
+	int err = user ? check_tid(tid) : -EINVAL;
+
+	if (err)
+		return err;
+	if (get_user(priority, user))
+		return -EFAULT;
+	return priority ? -EINVAL : 0;
+}
+
+/* How long a thread runs before the next one's turn comes: from tick to tick. */
+SYSCALL_DEFINE2(sched_rr_get_interval, 148, pid_t, tid, struct timespec *, user)
+{
+	int err = check_tid(tid);
+
+	return err ? err : put_timespec(user, NSEC_PER_SEC / HZ);
+}
+
 static s64 priority_bound(int policy, s64 realtime)
 {
 	switch (policy) {

@@ -258,6 +258,7 @@ struct process *process_alloc(void)
 	INIT_LIST_HEAD(&p->tasks);
 	INIT_LIST_HEAD(&p->all);
 	INIT_LIST_HEAD(&p->hash);
+	INIT_LIST_HEAD(&p->timers);
 	init_wait_queue(&p->wait);
 	init_wait_queue(&p->exit_wait);
 	init_wait_queue(&p->stop_wait);

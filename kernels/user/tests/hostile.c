@@ -351,7 +351,7 @@ static void all_memory(void)
 
 static void fork_bomb(void)
 {
-	for (int i = 0; i < 12; i++)
+	for (int i = 0; i < 10; i++)
 		if (fork() < 0)
 			break;
 	sleep_ms(50);

@@ -603,6 +603,64 @@ static void processor_time(void)
 	}
 }
 
+/* ---- timer_create ---- */
+
+static void made_timers(void)
+{
+	struct sigevent e = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGRTMIN, .sigev_value.sival_int = 7 };
+	struct itimerspec s = { { 0, 20000000 }, { 0, 20000000 } }, bad = { { 0, 0 }, { 0, 1000000000 } }, old;
+	int id = -1, id2, sig;
+	sigset_t set, before;
+	siginfo_t info;
+
+	T(syscall(SYS_timer_create, 99, &e, &id));
+	T(syscall(SYS_timer_create, CLOCK_MONOTONIC, BAD, &id));
+	T(syscall(SYS_timer_create, CLOCK_MONOTONIC, &e, BAD));
+	e.sigev_signo = 65;
+	T(syscall(SYS_timer_create, CLOCK_MONOTONIC, &e, &id));
+	e.sigev_signo = SIGRTMIN;
+	e.sigev_notify = 9;
+	T(syscall(SYS_timer_create, CLOCK_MONOTONIC, &e, &id));
+	e.sigev_notify = SIGEV_SIGNAL;
+	T(syscall(SYS_timer_create, CLOCK_MONOTONIC, &e, &id));
+	T(syscall(SYS_timer_settime, 12345, 0, &s, NULL));
+	T(syscall(SYS_timer_settime, id, 0, NULL, NULL));
+	T(syscall(SYS_timer_settime, id, 0, &bad, NULL));
+	T(syscall(SYS_timer_settime, id, 0, BAD, NULL));
+	T(syscall(SYS_timer_gettime, 12345, &old));
+	T(syscall(SYS_timer_gettime, id, BAD));
+	T(syscall(SYS_timer_getoverrun, 12345));
+	T(syscall(SYS_timer_delete, 12345));
+	T(syscall(SYS_timer_gettime, id, &old));
+	C(!old.it_value.tv_nsec && !old.it_interval.tv_nsec);
+	sigemptyset(&set);
+	sigaddset(&set, SIGRTMIN);
+	sigprocmask(SIG_BLOCK, &set, &before);
+	T(syscall(SYS_timer_settime, id, 0, &s, &old));
+	for (int i = 0; i < 3; i++) {
+		sig = sigwaitinfo(&set, &info);
+		say("signal %d, code %d, value %d", sig, info.si_code, info.si_value.sival_int);
+	}
+	sleep_ms(150);
+	sigwaitinfo(&set, &info);
+	T(syscall(SYS_timer_getoverrun, id) >= 3);
+	T(syscall(SYS_timer_gettime, id, &old));
+	C(old.it_value.tv_nsec > 0 && old.it_value.tv_nsec <= 20000000 && old.it_interval.tv_nsec == 20000000);
+	memset(&s, 0, sizeof(s));
+	T(syscall(SYS_timer_settime, id, 0, &s, &old));
+	C(old.it_interval.tv_nsec == 20000000);
+	clock_gettime(CLOCK_REALTIME, &s.it_value);
+	T(syscall(SYS_timer_create, CLOCK_REALTIME, &e, &id2));
+	T(syscall(SYS_timer_settime, id2, TIMER_ABSTIME, &s, NULL));
+	C(sigwaitinfo(&set, &info) == SIGRTMIN);
+	e.sigev_notify = SIGEV_NONE;
+	T(syscall(SYS_timer_delete, id2));
+	T(syscall(SYS_timer_delete, id2));
+	T(syscall(SYS_timer_delete, id));
+	CHILD("not inherited", T(syscall(SYS_timer_delete, id)));
+	sigprocmask(SIG_SETMASK, &before, NULL);
+}
+
 int main(void)
 {
 	setvbuf(stdout, NULL, _IONBF, 0);
@@ -618,5 +676,6 @@ int main(void)
 	timers();
 	queues();
 	processor_time();
+	made_timers();
 	return 0;
 }
