@@ -6,6 +6,7 @@
 #include "panic.h"
 #include "string.h"
 #include "task.h"
+#include "uaccess.h"
 
 #define LINKS_MAX	40
 
@@ -220,5 +221,36 @@ int path_lookup(int dirfd, const char *path, u32 flags, struct dentry **out, cha
 		return err;
 	}
 	*out = w.at;
+	return err;
+}
+
+/* ---- paths of programs ---- */
+
+/* A path of the program in memory of ours; free with kfree(). ERR_PTR. */
+char *getname(const char *user)
+{
+	char *name = kmalloc(PATH_MAX, GFP_KERNEL);
+	ssize_t len;
+
+	if (!name)
+		return ERR_PTR(-ENOMEM);
+	len = strncpy_from_user(name, user, PATH_MAX);
+	if (len < 0 || len == PATH_MAX) {
+		kfree(name);
+		return ERR_PTR(len < 0 ? len : -ENAMETOOLONG);
+	}
+	return name;
+}
+
+/* The name at a program's path, referenced. 0 or -errno. */
+int user_path(int dirfd, const char *upath, u32 flags, struct dentry **out)
+{
+	char *path = getname(upath);
+	int err;
+
+	if (IS_ERR(path))
+		return (int)PTR_ERR(path);
+	err = path_lookup(dirfd, path, flags, out, NULL);
+	kfree(path);
 	return err;
 }

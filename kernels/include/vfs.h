@@ -196,10 +196,12 @@ void dput(struct dentry *d);
 char *getname(const char *user);		/* a program's path, kmalloc()ed; ERR_PTR */
 int user_path(int dirfd, const char *upath, u32 flags, struct dentry **out);
 /* As the system calls do, by the kernel too (initramfs): umask applied; 0 or -errno. */
+u32 umasked(u32 mode);
 int vfs_mkdir(int dirfd, const char *path, u32 mode);
 int vfs_symlink(const char *target, int dirfd, const char *path);
 int vfs_mknod(int dirfd, const char *path, u32 mode, u64 rdev);	/* mode with its type */
 int vfs_link(struct dentry *old, int dirfd, const char *path);
+int vfs_truncate(struct inode *inode, u64 size);		/* 0, -EISDIR, -EINVAL, and what setsize says */
 ssize_t dentry_path(struct dentry *d, char *buf, u64 size);	/* absolute path; length or -ENAMETOOLONG */
 /* For in-kernel file systems: a name below dir with a new inode; ERR_PTR(-EEXIST, -ENOMEM). */
 struct dentry *vfs_make(struct dentry *dir, const char *name, u32 mode, const struct file_ops *fops, void *private);
