@@ -72,13 +72,20 @@ early_param("kho_scratch", parse_kho_scratch);
 
 /* ---- reserving ---- */
 
-static u64 scaled(phys_addr_t limit)
+static u64 scaled(u64 size)
 {
 	u64 product;
 
-	if (__builtin_mul_overflow(memblock_reserved_kern_size(limit), scale, &product))
-		return ~0UL;
-	return product / 100;
+	return __builtin_mul_overflow(size, scale, &product) ? ~0UL : product / 100;
+}
+
+/* Struct pages get their memory when they are written, so this boot did not take it for all of them; but the next
+ * kernel writes one for each block that was preserved, wherever that may be. */
+static u64 node_size(void)
+{
+	if (!scale)
+		return size_node;
+	return scaled(memblock_reserved_kern_size(~0UL)) + PFN_UP(memblock_phys_mem_size()) * sizeof(struct page);
 }
 
 /* Low and global together; the node's size counts what they take. */
@@ -88,9 +95,9 @@ static void scale_low_and_global(void)
 
 	if (!scale)
 		return;
-	size_low = scaled(KHO_SCRATCH_LOW_LIMIT);
+	size_low = scaled(memblock_reserved_kern_size(KHO_SCRATCH_LOW_LIMIT));
 	low = ALIGN_UP(size_low, KHO_SCRATCH_ALIGN);
-	all = scaled(~0UL);
+	all = scaled(memblock_reserved_kern_size(~0UL));
 	size_global = all > low ? all - low : 0;
 }
 
@@ -132,7 +139,7 @@ void kho_scratch_reserve(void)
 		goto free;
 	}
 	for (unsigned int node = 0; node < NR_NODES; node++)
-		if (!reserve_area(&kho_scratch[n++], scale ? scaled(~0UL) : size_node, 0)) {
+		if (!reserve_area(&kho_scratch[n++], node_size(), 0)) {
 			pr_err("Failed to reserve nid %u scratch buffer\n", node);
 			goto free;
 		}
@@ -155,9 +162,10 @@ void kho_scratch_release(enum migratetype type)
 	for (unsigned int i = 0; i < kho_scratch_cnt; i++) {
 		u64 pfn = PFN_DOWN(kho_scratch[i].addr), end = pfn + PFN_DOWN(kho_scratch[i].size);
 
-		for (; pfn < end; pfn += 1UL << PAGEBLOCK_ORDER) {
-			set_pageblock_migratetype(pfn, type);
-			free_pages_core(pfn, PAGEBLOCK_ORDER);
+		for (; pfn < end; pfn += 1UL << MAX_PAGE_ORDER) {
+			for (u64 block = 0; block < 1UL << MAX_PAGE_ORDER; block += 1UL << PAGEBLOCK_ORDER)
+				set_pageblock_migratetype(pfn + block, type);
+			free_pages_core(pfn, MAX_PAGE_ORDER);
 		}
 	}
 }

@@ -78,7 +78,8 @@ def test_explicit_sizes_are_rounded_up(library: Path, ram: Ram) -> None:
 
 
 def test_sizes_by_default_are_twice_what_the_boot_took(library: Path, ram: Ram) -> None:
-    """low = 2r; nothing is above 4 GiB; the node's share counts the low area as well: 2 (r + low)."""
+    """low = 2r; nothing is above 4 GiB; the node's share counts the low area as well, and the struct pages of
+    all memory, less than 2 MiB here: 2 (r + low) + p."""
     with Kernel(library, ram) as kernel:
         boot_with(kernel, "", 3 * MIB)
         assert [size for _, size in kernel.scratch()] == [8 * MIB, 0, 24 * MIB]
