@@ -1,4 +1,5 @@
-"""The ACPI tables that describe the platform (ACPI 6.5; HPET 1.0a; PCI firmware 3.3 for MCFG).
+"""The ACPI tables that describe the platform (ACPI 6.5; HPET 1.0a; PCI firmware 3.3 for MCFG;
+VT-d 4.0, chapter 8, for DMAR).
 
 Knows what `emu.devices.platform` builds, and takes each address from the device that decodes it. It is
 firmware: it writes nothing itself, but returns what belongs where. The contents follow q35, except that
@@ -13,7 +14,7 @@ from __future__ import annotations
 import struct
 
 from emu import aml
-from emu.devices import acpipm, hpet, ioapic, lapic, pci
+from emu.devices import acpipm, hpet, ioapic, lapic, pci, vtd, vtd_tables
 from emu.devices.platform import COM
 
 OEM_ID = b"LUEMU "
@@ -30,12 +31,17 @@ _LEVEL_IRQS = (5, acpipm.SCI_IRQ, 10, 11)
 
 
 def build(
-    base: int, ncpus: int, rsdp_at: int = 0xF0000, high_window: tuple[int, int] | None = None
+    base: int,
+    ncpus: int,
+    rsdp_at: int = 0xF0000,
+    high_window: tuple[int, int] | None = None,
+    *,
+    iommu: bool = False,
 ) -> tuple[list[tuple[int, bytes]], int]:
     """The tables for ``ncpus`` CPUs, to be placed at ``base`` (a multiple of 64), RSDP at ``rsdp_at``.
 
     Returns what to write, as (address, bytes), and the address of the RSDP. ``high_window``: first and last
-    address above 4 GiB that PCI BARs may use.
+    address above 4 GiB that PCI BARs may use. ``iommu``: there is a VT-d unit.
     """
     if base % 64 or base < 0 or base + 0x10000 > 1 << 32:
         raise ValueError(f"ACPI tables cannot be at {base:#x}")
@@ -47,8 +53,10 @@ def build(
         return at
 
     facs_at = put(facs())
-    dsdt_at = put(dsdt(ncpus, high_window))
+    dsdt_at = put(dsdt(ncpus, high_window, iommu=iommu))
     tables = [put(t) for t in (fadt(facs_at, dsdt_at), madt(ncpus), mcfg(), hpet_table())]
+    if iommu:
+        tables.append(put(dmar()))
     rsdt_at = put(table(b"RSDT", 1, struct.pack(f"<{len(tables)}I", *tables)))
     xsdt_at = put(table(b"XSDT", 1, struct.pack(f"<{len(tables)}Q", *tables)))
     return [(base, bytes(area)), (rsdp_at, rsdp(rsdt_at, xsdt_at))], rsdp_at
@@ -141,7 +149,21 @@ def hpet_table() -> bytes:
     return table(b"HPET", 1, identity + address + bytes(4))
 
 
-def dsdt(ncpus: int, high_window: tuple[int, int] | None = None) -> bytes:
+def dmar() -> bytes:
+    """DMA remapping reporting: one unit for all of segment 0, the I/O APIC and the HPET (VT-d 8.1, 8.3)."""
+
+    def scope(kind: int, identity: int, source: int) -> bytes:
+        return struct.pack("<BBHBBBB", kind, 8, 0, identity, source >> 8, source >> 3 & 31, source & 7)
+
+    # The HPET is listed as firmware does, though its timers send no messages.
+    scopes = scope(3, 0, vtd.IOAPIC_SOURCE) + scope(4, 0, vtd.HPET_SOURCE)
+    include_all = 1
+    unit = struct.pack("<HHBBHQ", 0, 16 + len(scopes), include_all, 0, 0, vtd.BASE) + scopes
+    interrupt_remapping = 1
+    return table(b"DMAR", 1, bytes((vtd_tables.HOST_BITS - 1, interrupt_remapping)) + bytes(10) + unit)
+
+
+def dsdt(ncpus: int, high_window: tuple[int, int] | None = None, *, iommu: bool = False) -> bytes:
     """Differentiated system description table: the namespace."""
     windows = [
         aml.bus_numbers(0, 255),
@@ -206,6 +228,7 @@ def dsdt(ncpus: int, high_window: tuple[int, int] | None = None) -> bytes:
                 aml.memory32_fixed(pci.ECAM_BASE, pci.ECAM_SIZE, True),
                 aml.io(acpipm.PM_BASE, 0x80),
                 aml.io(0x4D0, 2),
+                *([aml.memory32_fixed(vtd.BASE, vtd.SIZE, True)] if iommu else []),
             ),
         ),
     )

@@ -205,7 +205,8 @@ def _put_initrd(m: Machine, initrd: bytes, top: int, floor: int) -> int:
 
 def _firmware(m: Machine) -> int:
     """ACPI tables; returns the RSDP's address."""
-    tables, rsdp = acpi.build(m.memory.low - ACPI_ROOM, len(m.cpus), _RSDP_AT)
+    iommu = "vtd" in m.description.devices
+    tables, rsdp = acpi.build(m.memory.low - ACPI_ROOM, len(m.cpus), _RSDP_AT, iommu=iommu)
     for at, data in tables:
         m.memory.write(at, data, by="firmware")
     return rsdp

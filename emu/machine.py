@@ -79,15 +79,19 @@ class Description:
     rtc_epoch: int = RTC_EPOCH
     cpuid_version: int = cpuid.VERSION
     strict_memory: bool = False
+    devices: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
+        """For JSON. A plain PC does not mention devices."""
+        out: dict[str, Any] = {
             "memory": self.memory,
             "rtc_epoch": self.rtc_epoch,
             "cpuid_version": self.cpuid_version,
             "strict_memory": self.strict_memory,
         }
+        if self.devices:
+            out["devices"] = list(self.devices)
+        return out
 
 
 class Snapshot:
@@ -166,7 +170,8 @@ class Snapshot:
 class Machine:
     """One emulated PC. A context manager; `close` frees host memory.
 
-    ``memory`` in bytes, a multiple of 1 MiB. Raises `UnsupportedHost` where machines cannot run.
+    ``memory`` in bytes, a multiple of 1 MiB. ``devices``: what it has beyond a plain PC, in any order (names
+    and places: docs/devices.md). Raises `UnsupportedHost` where machines cannot run.
     """
 
     def __init__(
@@ -175,11 +180,14 @@ class Machine:
         *,
         rtc_epoch: int = RTC_EPOCH,
         strict_memory: bool = False,
+        devices: Sequence[str] = (),
         counted: bool = True,
     ) -> None:
         """``counted`` False is for benchmarks only: time stands still and nothing interrupts."""
         lib = library()
-        self.description = Description(memory, rtc_epoch, strict_memory=strict_memory)
+        self.description = Description(
+            memory, rtc_epoch, strict_memory=strict_memory, devices=tuple(sorted(devices))
+        )
         self.memory = Memory(memory, lib.core)
         self._time = ClockHeader(ticks=0, skipped=0, deadline=NEVER)
         self.clock = Clock(self._set_deadline)
@@ -206,6 +214,8 @@ class Machine:
             serial=self._serial_out,
             rtc_epoch=rtc_epoch,
             memory=memory,
+            ram=self.memory,
+            extras=devices,
         )
         self.cpus.append(self._make_cpu(0, counted))
 
@@ -549,7 +559,12 @@ class Machine:
                 raise ImageError(
                     f"saved with CPU model {d['cpuid_version']}, this luemu has {cpuid.VERSION}", str(path)
                 )
-            m = cls(d["memory"], rtc_epoch=d["rtc_epoch"], strict_memory=d["strict_memory"])
+            m = cls(
+                d["memory"],
+                rtc_epoch=d["rtc_epoch"],
+                strict_memory=d["strict_memory"],
+                devices=d.get("devices", ()),
+            )
             m.memory.scatter(
                 {int(n): file.pages.ctypes.data + 4096 * i for i, n in enumerate(file.numbers.tolist())}
             )

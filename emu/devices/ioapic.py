@@ -3,6 +3,10 @@
 Knows 24 input pins, its redirection table, and the bus that carries messages to local APICs. It may not
 know what is wired to a pin.
 
+With interrupt remapping behind it, an entry may also be in remappable format (VT-d 5.1.2.1): bits 63:49 and
+11 are an index, bit 48 says so. The chip need not know: as in hardware, the bits of the entry make up
+address and data of a message, and whoever carries it looks at them.
+
 The polarity bit is kept and has no effect: a line of this machine says "asserted" or not, and firmware
 tables and drivers agree about the voltage among themselves. An edge on a masked pin is lost, as the data
 sheet says.
@@ -10,12 +14,12 @@ sheet says.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from emu.clock import Clock
 from emu.devices.device import Device, Region
-from emu.devices.lapic import ApicBus
+from emu.devices.lapic import DEFAULT_BASE, ApicBus
 
 BASE = 0xFEC0_0000
 PINS = 24
@@ -25,6 +29,7 @@ INDEX, DATA, EOI = 0x00, 0x10, 0x40
 DESTINATION_LOGICAL, PENDING, REMOTE_IRR, LEVEL, MASKED = 1 << 11, 1 << 12, 1 << 14, 1 << 15, 1 << 16
 _LOW_WRITABLE = 0x1_AFFF
 _HIGH_WRITABLE = 0xFF00_0000 << 32
+_HIGH_WRITABLE_REMAPPED = 0xFFFF_0000 << 32
 _EDGE_ONLY_MODES = (2, 4, 5)  # SMI, NMI and INIT are always edges
 
 
@@ -47,6 +52,8 @@ class IoApic(Device):
         super().__init__(name, clock)
         self.bus = bus
         self.base = base
+        self.send: Callable[[int, int, int], bool] | None = None
+        """``send(address, data, now)``: who carries messages instead of ``bus``, where there is remapping"""
         self.s = IoApicState()
         bus.eoi_listeners.append(self.eoi)
 
@@ -110,10 +117,11 @@ class IoApic(Device):
             if not 0 <= pin < PINS:
                 return
             entry = s.redirection[pin]
+            high_writable = _HIGH_WRITABLE if self.send is None else _HIGH_WRITABLE_REMAPPED
             if high:
-                entry = entry & 0xFFFF_FFFF | value << 32 & _HIGH_WRITABLE
+                entry = entry & 0xFFFF_FFFF | value << 32 & high_writable
             else:
-                entry = entry & (_HIGH_WRITABLE | REMOTE_IRR) | value & _LOW_WRITABLE
+                entry = entry & (high_writable | REMOTE_IRR) | value & _LOW_WRITABLE
                 if not _is_level(entry):
                     entry &= ~REMOTE_IRR
             s.redirection[pin] = entry
@@ -130,12 +138,17 @@ class IoApic(Device):
         level = _is_level(entry)
         if level and entry & REMOTE_IRR:
             return
-        logical = bool(entry & DESTINATION_LOGICAL)
-        destination = ApicBus.widen(entry >> 56, logical)
         # Before delivery: the message may be taken and completed within the call.
         if level:
             self.s.redirection[pin] = entry | REMOTE_IRR
-        taken = self.bus.deliver(entry >> 8 & 7, entry & 0xFF, destination, logical, level, now)
+        if self.send is not None:
+            address = DEFAULT_BASE | entry >> 48 << 4 | (4 if entry & DESTINATION_LOGICAL else 0)
+            data = entry & 0x7FF | 0x4000 | (0x8000 if level else 0)
+            taken = self.send(address, data, now)
+        else:
+            logical = bool(entry & DESTINATION_LOGICAL)
+            destination = ApicBus.widen(entry >> 56, logical)
+            taken = self.bus.deliver(entry >> 8 & 7, entry & 0xFF, destination, logical, level, now)
         if level and not taken:
             self.s.redirection[pin] &= ~REMOTE_IRR
 

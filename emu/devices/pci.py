@@ -2,8 +2,13 @@
 
 `PciHost` knows both ways into configuration space, 0xCF8/0xCFC and ECAM, and which BARs are decoded where.
 `PciFunction` is what a device builds on: 256 bytes (or 4 KiB) of registers with masks that say which bits
-software may write or clear, BARs, capabilities, INTx and MSI. The two bridges of q35 that every PC has are
-here too; a device may not know more of the host than the calls of `PciFunction`.
+software may write or clear, BARs, capabilities, INTx, MSI, DMA, power states and function reset. The two
+bridges of q35 that every PC has are here too (bridges to other buses: `emu.devices.pcibridge`); a device
+may not know more of the host than the calls of `PciFunction`.
+
+A function that is no bus master does no DMA and sends no message. In D3hot it has configuration space and
+nothing else, and on the way back to D0 it is reset, unless its capability says No_Soft_Reset. A function
+reset is power-on for the device and its configuration space, and takes no time.
 
 A function that is not there reads as all ones. What a BAR decodes follows from configuration space alone,
 so a restored machine decodes the same. Where a BAR overlaps a device of the board, or a BAR of a function
@@ -17,12 +22,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from emu.bus import Bus
 from emu.clock import Clock
 from emu.devices.acpipm import PM_BASE, ResetControl
 from emu.devices.device import Device, Line, Region
+from emu.dma import DmaPort
 from emu.errors import ConfigError
 
 ECAM_BASE, ECAM_SIZE = 0xB000_0000, 256 << 20
@@ -34,7 +40,8 @@ SUBSYSTEM_VENDOR, SUBSYSTEM, CAPABILITIES, INTERRUPT_LINE, INTERRUPT_PIN = 0x2C,
 COMMAND_IO, COMMAND_MEMORY, COMMAND_MASTER, COMMAND_NO_INTX = 1, 2, 4, 1 << 10
 STATUS_INTX, STATUS_CAPABILITIES = 1 << 3, 1 << 4
 _STATUS_ERRORS = 0xF900  # write 1 to clear
-CAP_MSI = 0x05
+CAP_POWER, CAP_MSI, CAP_EXPRESS, CAP_ADVANCED = 0x01, 0x05, 0x10, 0x13
+D0, D3HOT = 0, 3
 
 
 def intx_gsi(slot: int, pin: int) -> int:
@@ -54,6 +61,17 @@ class Bar:
     width: int = 4
     prefetchable: bool = False
     wide: bool = False
+
+
+class Upstream(Protocol):
+    """What a function behind a bridge knows of the bridge."""
+
+    @property
+    def bus_master(self) -> bool:
+        """Whether requests from below are passed on."""
+
+    def requester_of(self, devfn: int) -> int:
+        """Requester id that a request of device << 3 | function has on the upper side."""
 
 
 @dataclass
@@ -89,13 +107,22 @@ class PciFunction(Device):
         super().__init__(name, clock)
         self.slot = slot
         self.function = function
+        self.devfn = slot << 3 | function
         self.host: PciHost | None = None
+        self.dma: DmaPort | None = None
+        """the way to memory, once plugged; use `dma_read` and `dma_write`"""
+        self.parent: Upstream | None = None
+        """the bridge that this function is behind; None on bus 0"""
+        self.writer = f"dma:{name}"
+        """who this is to observers of memory"""
         self.size = 4096 if express else 256
         self.initial = bytearray(self.size)
         self.writable = bytearray(self.size)
         self.clearable = bytearray(self.size)
         self.bars: list[Bar] = []
         self.msi_at = 0
+        self.power_at = 0
+        self._reset_bit: tuple[int, int] | None = None  # where software starts a function reset: offset, bit
         self._last_capability = 0
         self._next_capability = 0x40
         self._intx_line: Line | None = None
@@ -106,8 +133,9 @@ class PciFunction(Device):
         self.define(REVISION, 1, revision)
         self.define(CLASS, 3, class_code)
         self.define(HEADER_TYPE, 1, header_type)
-        self.define(SUBSYSTEM_VENDOR, 2, subsystem[0])
-        self.define(SUBSYSTEM, 2, subsystem[1])
+        if not header_type & 0x7F:
+            self.define(SUBSYSTEM_VENDOR, 2, subsystem[0])
+            self.define(SUBSYSTEM, 2, subsystem[1])
         self.define(COMMAND, 2, 0, writable=COMMAND_NO_INTX if pin else 0)
         self.define(INTERRUPT_LINE, 1, 0, writable=0xFF if pin else 0)
         self.define(INTERRUPT_PIN, 1, pin)
@@ -170,6 +198,40 @@ class PciFunction(Device):
         self.allow(COMMAND, 2, COMMAND_MASTER)
         return self.msi_at
 
+    def add_power_management(self, *, no_soft_reset: bool = False, at: int = 0) -> int:
+        """Add a power management capability with D0 and D3hot and without PME (PCI PM 1.2, 3.2)."""
+        # version 3; PMCSR: power state, No_Soft_Reset
+        body = (3).to_bytes(2, "little") + bytes((8 if no_soft_reset else 0, 0, 0, 0))
+        self.power_at = self.add_capability(CAP_POWER, body, b"\0\0\x03", at)
+        return self.power_at
+
+    def add_function_reset(self, at: int = 0) -> int:
+        """Add an advanced features capability with function level reset (PCI ECN "Advanced Capabilities")."""
+        offset = self.add_capability(CAP_ADVANCED, b"\x06\x03\x00\x00", b"", at)
+        self._reset_bit = (offset + 4, 1)
+        return offset
+
+    def add_express(self, kind: int, *, at: int = 0) -> int:
+        """Add a PCI Express capability, version 2, of port type ``kind`` (PCIe 7.8): x1, 2.5 GT/s, link up.
+
+        An endpoint (0, 9) gets function level reset with it.
+        """
+        endpoint = kind in (0, 9)
+        registers = bytearray(58)
+        registers[0:2] = (2 | kind << 4).to_bytes(2, "little")
+        registers[2:6] = (1 << 15 | (1 << 28 if endpoint else 0)).to_bytes(4, "little")  # device capabilities
+        registers[10:14] = (1 | 1 << 4 | 1 << 20).to_bytes(4, "little")  # link: 2.5 GT/s, x1, says if up
+        registers[16:18] = (1 | 1 << 4 | 1 << 13).to_bytes(2, "little")  # link status
+        writable = bytearray(58)
+        writable[6:8] = b"\xff\x7f"  # device control
+        writable[14:16] = b"\xfb\x0f"  # link control
+        writable[22:24] = b"\xff\x1f"  # slot control
+        writable[26:28] = b"\x1f\x00"  # root control
+        offset = self.add_capability(CAP_EXPRESS, bytes(registers), bytes(writable), at)
+        if endpoint:
+            self._reset_bit = (offset + 9, 0x80)
+        return offset
+
     # --- use by the device ---
 
     def register(self, offset: int, size: int) -> int:
@@ -182,30 +244,60 @@ class PciFunction(Device):
         self.s.config = config[:offset] + value.to_bytes(size, "little") + config[offset + size :]
 
     @property
+    def power_state(self) -> int:
+        """`D0` or `D3HOT`."""
+        return self.s.config[self.power_at + 4] & 3 if self.power_at else D0
+
+    @property
+    def requester(self) -> int:
+        """The id on this function's requests: bus << 8 | device << 3 | function."""
+        return self.devfn if self.parent is None else self.parent.requester_of(self.devfn)
+
+    @property
+    def bus_master(self) -> bool:
+        """Whether the function's requests get anywhere: it and all bridges above may master the bus."""
+        if not self.s.config[COMMAND] & COMMAND_MASTER or self.power_state != D0:
+            return False
+        return self.parent is None or self.parent.bus_master
+
+    def dma_read(self, iova: int, size: int, now: int) -> bytes:
+        """``size`` bytes of memory at bus address ``iova``. All ones where nothing is or may be read."""
+        if self.dma is None or not self.bus_master:
+            return b"\xff" * size
+        return self.dma.read(self.requester, iova, size, now)
+
+    def dma_write(self, iova: int, data: bytes, now: int) -> None:
+        """Store ``data`` at bus address ``iova``, if the function may."""
+        if self.dma is not None and self.bus_master:
+            self.dma.write(self.requester, iova, data, now, self.writer)
+
+    @property
     def msi_enabled(self) -> bool:
         """Whether software chose MSI."""
         return bool(self.msi_at and self.register(self.msi_at + 2, 2) & 1)
 
     def send_msi(self, now: int) -> None:
-        """Signal by message, if enabled and allowed to master the bus."""
-        if self.host is not None and self.msi_enabled and self.register(COMMAND, 2) & COMMAND_MASTER:
-            address, data = self.register(self.msi_at + 4, 8), self.register(self.msi_at + 12, 2)
-            self.host.bus.mmio_write(address, 4, data, now)
+        """Signal by message, if enabled and allowed to master the bus: a write like any other."""
+        if self.msi_enabled:
+            data = self.s.config[self.msi_at + 12 : self.msi_at + 14] + b"\0\0"
+            self.dma_write(self.register(self.msi_at + 4, 8), data, now)
 
     def set_intx(self, level: int, now: int) -> None:
-        """Assert or release the function's interrupt pin."""
+        """Assert or release the function's interrupt pin. Nothing comes out while MSI is enabled."""
         self.s.intx = level
         self._drive_intx(now)
 
     def _drive_intx(self, now: int) -> None:
         status = self.register(STATUS, 2)
-        self.poke(STATUS, 2, status | STATUS_INTX if self.s.intx else status & ~STATUS_INTX)
+        wanted = status | STATUS_INTX if self.s.intx else status & ~STATUS_INTX
+        if wanted != status:
+            self.poke(STATUS, 2, wanted)
         if self._intx_line is not None:
-            gated = self.s.intx and not self.register(COMMAND, 2) & COMMAND_NO_INTX
-            self._intx_line(1 if gated else 0, now)
+            off = self.register(COMMAND, 2) & COMMAND_NO_INTX or self.msi_enabled or self.power_state != D0
+            self._intx_line(1 if self.s.intx and not off else 0, now)
 
     def reset(self, now: int) -> None:
-        """Configuration space as at power-on. A device with more state extends this."""
+        """Power-on, or a function reset. A device with more state extends this and drops its events."""
         self.s.config = bytes(self.initial)
         self.s.intx = 0
         self._drive_intx(now)
@@ -225,25 +317,38 @@ class PciFunction(Device):
         if offset + size > self.size:
             return
         old = self.s.config
+        power = self.power_state
         new = bytearray(old)
         for i, byte in enumerate(value.to_bytes(size, "little")):
             at = offset + i
             mask = self.writable[at]
             new[at] = (old[at] & ~mask | byte & mask) & ~(byte & self.clearable[at])
+            if self._reset_bit is not None and at == self._reset_bit[0] and byte & self._reset_bit[1]:
+                self.reset(now)
+                return
+        if self.power_at and new[self.power_at + 4] & 3 not in (D0, D3HOT):
+            new[self.power_at + 4] = old[self.power_at + 4]  # a state that is not offered is not entered
         if new != old:
             self.s.config = bytes(new)
-            if offset < BAR0 + 24 and offset + size > COMMAND:
-                self._drive_intx(now)
-                if self.host is not None:
-                    self.host.remap()
+            if power == D3HOT and self.power_state == D0 and not new[self.power_at + 4] & 8:
+                self.reset(now)
+            self._drive_intx(now)
+            if self.host is not None and (offset < 0x40 or self.power_state != power):
+                self.host.remap()
         self.config_written(offset, size, now)
 
     def config_written(self, offset: int, size: int, now: int) -> None:
         """Software wrote these registers. For devices that react."""
 
+    def behind(self, bus: int) -> dict[int, PciFunction] | None:
+        """The functions on bus ``bus`` by device << 3 | function, where this is a bridge that leads there."""
+        return None
+
     def decoded(self) -> list[Region]:
         """What the BARs decode now."""
-        out = []
+        out: list[Region] = []
+        if self.power_state != D0:
+            return out
         command = self.register(COMMAND, 2)
         for bar in self.bars:
             if not command & (COMMAND_IO if bar.kind == "io" else COMMAND_MEMORY):
@@ -263,7 +368,7 @@ class PciHostState:
 
 
 class PciHost(Device):
-    """Configuration accesses and BAR decoding of bus 0."""
+    """Configuration accesses and BAR decoding of bus 0 and of what is behind its bridges."""
 
     s: PciHostState
 
@@ -273,6 +378,7 @@ class PciHost(Device):
         bus: Bus,
         reset_control: ResetControl,
         source: Callable[[int], Line],
+        dma: DmaPort,
         name: str = "pci",
     ) -> None:
         """``source(gsi)`` gives a new line to an I/O APIC pin; 0xCF9 belongs to ``reset_control``."""
@@ -280,6 +386,7 @@ class PciHost(Device):
         self.bus = bus
         self.reset_control = reset_control
         self.source = source
+        self.dma = dma
         self.functions: dict[int, PciFunction] = {}
         self._mapped: list[Region] = []
         self.s = PciHostState()
@@ -293,14 +400,26 @@ class PciHost(Device):
 
     def plug(self, function: PciFunction) -> None:
         """Put a function on bus 0. ConfigError when its place is taken."""
-        key = function.slot << 3 | function.function
-        if not 0 <= key < 256 or key in self.functions:
-            raise ConfigError("no such place on bus 0, or it is taken", f"00:{key >> 3:02x}.{key & 7}")
-        self.functions[key] = function
+        put_on_bus(self.functions, function, "bus 0")
+        self.adopt(function, function.slot, 0)
+
+    def adopt(self, function: PciFunction, slot: int, turn: int) -> None:
+        """Connect a function to this host. Its INTA arrives at ``slot`` of bus 0, ``turn`` pins on."""
         function.host = self
+        function.dma = self.dma
         pin = function.initial[INTERRUPT_PIN]
         if pin:
-            function._intx_line = self.source(intx_gsi(function.slot, pin - 1))
+            function._intx_line = self.source(intx_gsi(slot, turn + pin - 1 & 3))
+
+    def find(self, where: int) -> PciFunction | None:
+        """The function at bus << 8 | device << 3 | function, as bus numbers are programmed now."""
+        if not where >> 8:
+            return self.functions.get(where)
+        for function in self.functions.values():
+            found = function.behind(where >> 8)
+            if found is not None:
+                return found.get(where & 0xFF)
+        return None
 
     def reset(self, now: int) -> None:
         """Power-on."""
@@ -350,11 +469,11 @@ class PciHost(Device):
         self._config_write(offset >> 12, offset & 0xFFF, size, value, now)
 
     def _config_read(self, where: int, register: int, size: int, now: int) -> int:
-        function = self.functions.get(where)
+        function = self.find(where)
         return _ones(size) if function is None else function.config_read(register, size, now)
 
     def _config_write(self, where: int, register: int, size: int, value: int, now: int) -> None:
-        function = self.functions.get(where)
+        function = self.find(where)
         if function is not None:
             function.config_write(register, size, value, now)
 
@@ -391,6 +510,14 @@ class LpcBridge(PciFunction):
         self.define(0x68, 4, 0x8080_8080, writable=0x8F8F_8F8F)  # PIRQE to PIRQH
         self.define(0x80, 6, 0, writable=0xFFFF_3F1F_7377)  # which LPC ranges are decoded: kept
         self.define(0xA0, 4, 0, writable=0xFFFF_FFFF)  # power management configuration: kept
+
+
+def put_on_bus(functions: dict[int, PciFunction], function: PciFunction, bus: str) -> None:
+    """Take a place on a bus. ConfigError when it is taken, or is no place."""
+    if not (0 <= function.slot < 32 and 0 <= function.function < 8) or function.devfn in functions:
+        where = f"{function.slot:02x}.{function.function} {function.name}"
+        raise ConfigError(f"no such place on {bus}, or it is taken", where)
+    functions[function.devfn] = function
 
 
 def _ones(size: int) -> int:

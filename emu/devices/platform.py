@@ -7,11 +7,13 @@ Interrupt lines are numbered as the operating system sees them (GSI): ISA IRQ n 
 I/O APIC pin n, except that IRQ 0 is on pin 2, and the cascade (IRQ 2) is on none. Several sources may share
 a line; it is asserted while any of them asserts it. With the HPET's legacy replacement, timers 0 and 1 take
 the places of the 8254 and the RTC on IRQ 0 and 8.
+
+What a plain PC does not have is asked for by name (`EXTRAS`), and then is always in the same place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,20 +21,34 @@ from emu.bus import Bus
 from emu.clock import Clock
 from emu.devices.acpipm import SCI_IRQ, AcpiPm, ResetControl
 from emu.devices.device import Device, Line
+from emu.devices.edu import Edu
 from emu.devices.hpet import Hpet
 from emu.devices.ioapic import PINS, IoApic
 from emu.devices.lapic import ApicBus, LocalApic
 from emu.devices.pci import HostBridge, LpcBridge, PciFunction, PciHost
+from emu.devices.pcibridge import PciBridge
 from emu.devices.pic import Pic
 from emu.devices.pit import Pit
 from emu.devices.post import Post
 from emu.devices.rtc import DEFAULT_EPOCH, Rtc
 from emu.devices.uart import Uart
+from emu.devices.vtd import IOAPIC_SOURCE, Vtd
+from emu.dma import DmaPort, Ram
 from emu.errors import ConfigError
 from emu.memory import low_split
 
 COM = ((0x3F8, 4), (0x2F8, 3))
 """Base port and IRQ of each serial port."""
+
+FUNCTIONS: dict[str, tuple[int, Callable[[Clock, int, str], PciFunction]]] = {
+    "bridge": (1, PciBridge),
+    "edu": (3, Edu),
+}
+"""PCI functions that a machine may have: slot on bus 0, and class. Slot 2 is kept for a NIC."""
+BEHIND = "bridge/"
+"""Before the name of a function that is behind the bridge instead, at slot 0 of its bus."""
+EXTRAS = ("vtd", *FUNCTIONS, *(BEHIND + name for name in FUNCTIONS if name != "bridge"))
+"""All names of devices that a machine may have in addition."""
 
 _TIMER_IRQ, _RTC_IRQ = 0, 8
 _TIMER_PIN = 2
@@ -135,7 +151,8 @@ class Platform:
     * ``tsc_offset(cpu)``: guest TSC minus tick.
     * ``serial(port, byte, now)``: a character left COM1 (0) or COM2 (1).
     * ``rtc_epoch``: seconds since 1970 at tick 0. ``memory``, ``low_memory``: bytes of RAM in all and below
-      4 GiB.
+      4 GiB. ``ram``: RAM itself, for bus masters.
+    * ``extras``: names of `EXTRAS`.
     """
 
     def __init__(
@@ -152,6 +169,8 @@ class Platform:
         rtc_epoch: int = DEFAULT_EPOCH,
         memory: int = 512 << 20,
         low_memory: int | None = None,
+        ram: Ram | None = None,
+        extras: Sequence[str] = (),
     ) -> None:
         if not 1 <= ncpus <= 255:
             raise ConfigError(f"a machine has 1 to 255 CPUs, not {ncpus}", "ncpus")
@@ -159,6 +178,8 @@ class Platform:
         self.clock = clock
         self.bus = bus
         self.apic_bus = ApicBus()
+        self.dma = DmaPort(ram, self.apic_bus)
+        """the way of all bus masters to memory and interrupts; observers go here"""
 
         def pic_output(level: int, now: int) -> None:
             # INTR goes to LINT0 of the boot CPU only, as on boards since the Pentium.
@@ -202,7 +223,7 @@ class Platform:
             legacy=self.wiring.legacy,
             replace=self.wiring.replace,
         )
-        self.pci = PciHost(clock, bus, self.reset_control, self.wiring.source)
+        self.pci = PciHost(clock, bus, self.reset_control, self.wiring.source, self.dma)
         self.host_bridge = HostBridge(clock)
         self.lpc_bridge = LpcBridge(clock)
         self.pci.plug(self.host_bridge)
@@ -229,10 +250,39 @@ class Platform:
             bus.add_all(device.regions())
         bus.add_all(self.apic_bus.regions())
         self.lapics[0].virtual_wire(0)
+        self.extras: dict[str, Device] = {}
+        """the devices of ``extras`` by name"""
+        self._add_extras(extras, ram)
 
-    def plug(self, function: PciFunction) -> None:
-        """Put one more PCI function into the machine. To be called before it runs."""
-        self.pci.plug(function)
+    def _add_extras(self, names: Sequence[str], ram: Ram | None) -> None:
+        for name in names:
+            if name not in EXTRAS:
+                raise ConfigError(f"there is no device {name!r}; there are {', '.join(EXTRAS)}", "devices")
+            if names.count(name) > 1:
+                raise ConfigError(f"a machine has one {name!r} at most", "devices")
+        behind = [name for name in names if name.startswith(BEHIND)]
+        if behind and ("bridge" not in names or len(behind) > 1):
+            raise ConfigError(f"{', '.join(behind)}: needs a bridge, which has one slot", "devices")
+        for name in EXTRAS:  # in this order, whatever the caller's
+            if name not in names:
+                continue
+            if name == "vtd":
+                unit = Vtd(self.clock, ram, self.apic_bus)
+                self.dma.iommu = unit
+                self.ioapic.send = lambda *message: self.dma.message(IOAPIC_SOURCE, *message)
+                self.devices.append(unit)
+                self.bus.add_all(unit.regions())
+                self.extras[name] = unit
+                continue
+            bridge = self.extras.get("bridge") if name in behind else None
+            slot, make = FUNCTIONS[name.removeprefix(BEHIND)]
+            function = make(self.clock, 0 if bridge else slot, name)
+            self.plug(function, bridge if isinstance(bridge, PciBridge) else None)
+            self.extras[name] = function
+
+    def plug(self, function: PciFunction, bridge: PciBridge | None = None) -> None:
+        """Put one more PCI function into the machine, or behind a bridge. To be called before it runs."""
+        (bridge or self.pci).plug(function)
         self.devices.append(function)
         self.bus.add_all(function.regions())
 

@@ -1,0 +1,200 @@
+"""What a bus master asks of memory: translated where there is an IOMMU, done at once, and told about.
+
+A device calls `PciFunction.dma_read` and `dma_write` at its virtual time, with the addresses its driver
+gave it; they come here with the function's requester id. A request is cut where the translation changes and
+no finer, and observers are told of each piece before it is done. A piece that is refused, or that finds no
+RAM, reads as all ones and is dropped when written, as on a bus where nobody answers. There is no access
+from device to device.
+
+A write of four aligned bytes to 0xFEExxxxx is no memory access but an interrupt message (SDM 12.11), and
+goes through interrupt remapping. I/O APICs send their messages here too.
+
+Knows memory, the interrupt bus, and that there may be an IOMMU; no device, no CPU and no kernel. It has no
+state of its own, and without observers it costs nothing to have them.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from emu.errors import AddressError
+from emu.memory import PAGE, U8Array
+
+MSI_BASE, MSI_SIZE = 0xFEE0_0000, 1 << 20
+NOWHERE = (1 << 64) - 1
+"""The physical address of a refused piece."""
+NO_RAM = 0xFF
+"""A fault code that no IOMMU has: the address is translated, but there is no RAM."""
+
+Interrupt = tuple[int, int, int, bool, bool]
+"""What a local APIC is told: (delivery mode, vector, destination, logical, level)."""
+
+DmaObserver = Callable[[int, int, int, int, int, bool, int], None]
+"""``observer(tick, requester, iova, phys, size, write, fault)`` for each piece, before it is done.
+
+``requester``: bus << 8 | device << 3 | function. ``iova``: the address the device used. ``phys``: where it
+goes, `NOWHERE` when refused. ``size`` in bytes. ``fault``: 0, `NO_RAM`, or the reason of the IOMMU.
+"""
+MessageObserver = Callable[[int, int, int, int, int], None]
+"""``observer(tick, requester, address, data, fault)`` for each interrupt message, before it is remapped."""
+
+
+class Ram(Protocol):
+    """The part of `emu.memory.Memory` that devices need. Methods raise AddressError outside RAM."""
+
+    def offset(self, phys: int, size: int = 1) -> int:
+        """Raise unless all of it is RAM."""
+
+    def read(self, phys: int, size: int) -> U8Array:
+        """A view of the bytes."""
+
+    def write(self, phys: int, data: bytes | bytearray | memoryview | U8Array, by: str) -> None:
+        """Store, mark dirty, drop translated code, tell observers of memory."""
+
+
+class Interrupts(Protocol):
+    """The part of `emu.devices.lapic.ApicBus` that devices need; both return whether an APIC took it."""
+
+    def message(self, address: int, data: int, now: int) -> bool:
+        """An interrupt message that means what it says."""
+
+    def deliver(self, mode: int, vector: int, destination: int, logical: bool, level: bool, now: int) -> bool:
+        """An interrupt that is already decoded."""
+
+
+class Iommu(Protocol):
+    """What translates: `emu.devices.vtd.Vtd`, or whatever else may come."""
+
+    def translate(self, requester: int, iova: int, write: bool, now: int) -> tuple[int, int, int]:
+        """(physical address, bytes from there on that are translated alike, fault); the fault is recorded."""
+
+    def remap(self, requester: int, address: int, data: int, now: int) -> tuple[Interrupt | None, int]:
+        """(what to deliver, fault). (None, 0): not remapped, the message means what it says."""
+
+
+class DmaPort:
+    """The way of all bus masters to memory and to the interrupt bus."""
+
+    def __init__(self, ram: Ram | None, interrupts: Interrupts) -> None:
+        """``ram`` None: a board without memory, where all DMA finds nobody."""
+        self.ram = ram
+        self.interrupts = interrupts
+        self.iommu: Iommu | None = None
+        self.observers: list[DmaObserver] = []
+        self.message_observers: list[MessageObserver] = []
+
+    def read(self, requester: int, iova: int, size: int, now: int) -> bytes:
+        """``size`` bytes at the device's address ``iova``."""
+        out = b""
+        left = size
+        while left > 0:
+            phys, piece, fault = self._where(requester, iova, left, False, now)
+            for observer in self.observers:
+                observer(now, requester, iova, phys, piece, False, fault)
+            if fault or self.ram is None:
+                out += b"\xff" * piece
+            else:
+                out += self.ram.read(phys, piece).tobytes()
+            iova = iova + piece & NOWHERE
+            left -= piece
+        return out
+
+    def write(self, requester: int, iova: int, data: bytes, now: int, by: str = "dma") -> None:
+        """Store ``data`` at the device's address ``iova``. ``by`` names the writer to observers of memory."""
+        size = len(data)
+        if size == 4 and iova >> 20 == MSI_BASE >> 20 and not iova & 3:
+            self.message(requester, iova, int.from_bytes(data, "little"), now)
+            return
+        done = 0
+        while done < size:
+            phys, piece, fault = self._where(requester, iova, size - done, True, now)
+            for observer in self.observers:
+                observer(now, requester, iova, phys, piece, True, fault)
+            if not fault and self.ram is not None:
+                self.ram.write(phys, data if piece == size else data[done : done + piece], by)
+            iova = iova + piece & NOWHERE
+            done += piece
+
+    def message(self, requester: int, address: int, data: int, now: int) -> bool:
+        """An interrupt message; returns whether it was taken, as far as its sender can know.
+
+        A message that remapping refuses is gone like any posted write: its sender learns nothing.
+        """
+        what, fault = None, 0
+        if self.iommu is not None:
+            what, fault = self.iommu.remap(requester, address, data, now)
+        for observer in self.message_observers:
+            observer(now, requester, address, data, fault)
+        if fault:
+            return True
+        if what is None:
+            return self.interrupts.message(address, data, now)
+        return self.interrupts.deliver(*what, now)
+
+    def _where(self, requester: int, iova: int, size: int, write: bool, now: int) -> tuple[int, int, int]:
+        """(physical address, size, fault) of the piece at ``iova``, which has at most ``size`` bytes."""
+        phys = iova
+        if self.iommu is not None:
+            phys, room, fault = self.iommu.translate(requester, iova, write, now)
+            size = min(size, room)
+            if fault:
+                return NOWHERE, size, fault
+        if not self._is_ram(phys, size):
+            # Part of it may be RAM: the edges of RAM are page boundaries.
+            size = min(size, PAGE - phys % PAGE)
+            if not self._is_ram(phys, size):
+                return phys, size, NO_RAM
+        return phys, size, 0
+
+    def _is_ram(self, phys: int, size: int) -> bool:
+        if self.ram is None:
+            return False
+        try:
+            self.ram.offset(phys, size)
+        except AddressError:
+            return False
+        return True
+
+
+RECORD = np.dtype(
+    [
+        ("tick", "<u8"), ("iova", "<u8"), ("phys", "<u8"), ("size", "<u4"), ("requester", "<u2"),
+        ("write", "u1"), ("fault", "u1"),
+    ]
+)  # fmt: skip
+"""One piece of a DMA request in a `DmaLog`: 32 bytes."""
+
+
+class DmaLog:
+    """An observer that keeps every piece as a record of 32 bytes, and makes no objects of them.
+
+    ``port.observers.append(log)``; later ``log.records()``. Ticks become instructions by subtracting the
+    ticks that were skipped, and phases by where a phase began (`emu.debug`).
+    """
+
+    def __init__(self) -> None:
+        self._pack = struct.Struct("<QQQIHBB").pack
+        self._parts: list[bytes] = []
+        self._packed: npt.NDArray[Any] = np.empty(0, RECORD)
+
+    def __call__(
+        self, tick: int, requester: int, iova: int, phys: int, size: int, write: bool, fault: int
+    ) -> None:
+        """Note one piece."""
+        self._parts.append(self._pack(tick, iova, phys, size, requester, write, fault))
+
+    def __len__(self) -> int:
+        return len(self._packed) + len(self._parts)
+
+    def records(self) -> npt.NDArray[Any]:
+        """All pieces so far in the order in which they were done, as an array of `RECORD`."""
+        if self._parts:
+            new = np.frombuffer(b"".join(self._parts), RECORD)
+            self._packed = np.concatenate((self._packed, new)) if len(self._packed) else new
+            self._parts = []
+        return self._packed
