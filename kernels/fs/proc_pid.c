@@ -81,15 +81,13 @@ static u64 virtual_pages(struct mm *mm)
 	return pages;
 }
 
-static pid_t parent_of(const struct process *p) { return p->parent ? p->parent->pid : 0; }
-
 static int show_stat(struct seq *s, void *arg)
 {
 	struct process *p = arg;
 	struct mm *mm = process_get_mm(p);
 
 	seq_printf(s, "%d (%s) %c %d %d %d %u %d 0 0 0 0 0 %lu %lu %lu %lu 20 0 %u 0 %lu %lu %lu", p->pid, p->comm,
-		   process_state(p), parent_of(p), p->pgrp, p->session, tty_number(p), tty_foreground(p),
+		   process_state(p), process_parent_pid(p), p->pgrp, p->session, tty_number(p), tty_foreground(p),
 		   p->user_ticks, p->system_ticks,
 		   p->child_user_ticks, p->child_system_ticks, p->nr_tasks, p->start_time / 10000000,
 		   mm ? virtual_pages(mm) << PAGE_SHIFT : 0UL, mm ? mm->nr_pages : 0UL);
@@ -118,14 +116,10 @@ static int show_status(struct seq *s, void *arg)
 	struct mm *mm = process_get_mm(p);
 	char state = process_state(p);
 	struct cred c = { 0 };
-	struct task *t;
 
-	list_for_each_entry(t, &p->tasks, in_process) {
-		c = t->cred;
-		break;
-	}
+	process_get_cred(p, &c);
 	seq_printf(s, "Name:\t%s\nUmask:\t0022\nState:\t%s\nTgid:\t%d\nPid:\t%d\nPPid:\t%d\nTracerPid:\t0\n", p->comm,
-		   states[state == 'R' ? 0 : state == 'T' ? 2 : state == 'Z' ? 3 : 1], p->pid, p->pid, parent_of(p));
+		   states[state == 'R' ? 0 : state == 'T' ? 2 : state == 'Z' ? 3 : 1], p->pid, p->pid, process_parent_pid(p));
 	seq_printf(s, "Uid:\t%u\t%u\t%u\t%u\nGid:\t%u\t%u\t%u\t%u\n", c.uid, c.euid, c.suid, c.fsuid, c.gid, c.egid, c.sgid,
 		   c.fsgid);
 	if (mm) {
@@ -258,9 +252,7 @@ static struct dentry *follow_link(struct inode *inode)
 			fput(f);
 		}
 	} else if (l->fd == LINK_EXE) {
-		d = l->process->exe;
-		if (d)
-			dget(d);
+		d = process_get_exe(l->process);
 	} else {
 		fs = process_get_fs(l->process);
 		if (fs) {

@@ -180,6 +180,9 @@ void task_put(struct task *t);
 struct mm *process_get_mm(struct process *p);
 struct files *process_get_files(struct process *p);
 struct fs *process_get_fs(struct process *p);
+struct dentry *process_get_exe(struct process *p);	/* dput() */
+bool process_get_cred(struct process *p, struct cred *cred);	/* false: it is a zombie */
+pid_t process_parent_pid(struct process *p);		/* 0: none */
 /* 'R' running, 'S' asleep, 'T' stopped, 'Z' zombie, as /proc/PID/stat says. */
 char process_state(struct process *p);
 _Noreturn void do_exit(int status);		/* this task; the last one ends the process */

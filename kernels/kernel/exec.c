@@ -243,13 +243,17 @@ static void take_memory(struct task *t, struct mm *mm)
 static void set_names(struct exec *e, struct process *p)
 {
 	const char *slash = strrchr(e->filename, '/');
-	struct dentry *old = p->exe;
+	struct dentry *exe = e->file->dentry, *old;
+	u64 flags;
 
+	if (exe)
+		dget(exe);
+	flags = spin_lock_irqsave(&task_lock);
 	strscpy(p->comm, slash ? slash + 1 : e->filename, sizeof(p->comm));
 	strscpy(current->name, p->comm, sizeof(current->name));
-	p->exe = e->file->dentry;
-	if (p->exe)
-		dget(p->exe);
+	old = p->exe;
+	p->exe = exe;
+	spin_unlock_irqrestore(&task_lock, flags);
 	if (old)
 		dput(old);
 }

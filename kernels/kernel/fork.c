@@ -135,7 +135,7 @@ static void copy_thread_state(struct task *t, const struct task *from, const str
 	t->vfork = args->flags & CLONE_VFORK;
 }
 
-static struct process *copy_process(const struct process *from, const struct clone_args *args)
+static struct process *copy_process(struct process *from, const struct clone_args *args)
 {
 	struct process *p = process_alloc();
 
@@ -151,9 +151,7 @@ static struct process *copy_process(const struct process *from, const struct clo
 	p->nice = from->nice;
 	p->no_new_privs = from->no_new_privs;
 	p->exit_signal = args->flags & CLONE_PARENT ? from->exit_signal : (int)args->exit_signal;
-	p->exe = from->exe;
-	if (p->exe)
-		dget(p->exe);
+	p->exe = process_get_exe(from);
 	return p;
 }
 

@@ -105,16 +105,7 @@ SYSCALL_DEFINE3(getrandom, 318, u8 *, user, u64, size, u32, flags)
 
 SYSCALL_DEFINE0(getpid, 39) { return current_process()->pid; }
 SYSCALL_DEFINE0(gettid, 186) { return current_task()->tid; }
-
-SYSCALL_DEFINE0(getppid, 110)
-{
-	u64 flags = spin_lock_irqsave(&task_lock);
-	const struct process *parent = current_process()->parent;
-	s64 pid = parent ? parent->pid : 0;
-
-	spin_unlock_irqrestore(&task_lock, flags);
-	return pid;
-}
+SYSCALL_DEFINE0(getppid, 110) { return process_parent_pid(current_process()); }
 
 SYSCALL_DEFINE1(umask, 95, u32, mask)
 {

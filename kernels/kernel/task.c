@@ -331,6 +331,37 @@ struct fs *process_get_fs(struct process *p)
 	return fs;
 }
 
+struct dentry *process_get_exe(struct process *p)
+{
+	u64 flags = spin_lock_irqsave(&task_lock);
+	struct dentry *exe = p->exe;
+
+	if (exe)
+		dget(exe);
+	spin_unlock_irqrestore(&task_lock, flags);
+	return exe;
+}
+
+bool process_get_cred(struct process *p, struct cred *cred)
+{
+	u64 flags = spin_lock_irqsave(&task_lock);
+	const struct task *t = any_task(p);
+
+	if (t)
+		*cred = t->cred;
+	spin_unlock_irqrestore(&task_lock, flags);
+	return t != NULL;
+}
+
+pid_t process_parent_pid(struct process *p)
+{
+	u64 flags = spin_lock_irqsave(&task_lock);
+	pid_t pid = p->parent ? p->parent->pid : 0;
+
+	spin_unlock_irqrestore(&task_lock, flags);
+	return pid;
+}
+
 char process_state(struct process *p)
 {
 	u64 flags = spin_lock_irqsave(&task_lock);
