@@ -121,6 +121,23 @@ def test_hostile_programs() -> None:
     check_attempts("old", "once")
 
 
+def check_stress(release: str, rounds: int) -> None:
+    (ran,) = on_kernel(release, f"stress {rounds}")
+    assert ran.lines == ["failures 0, counter 0, handled 1, children left 0"]
+    assert ran.end == "exited 0"
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_everything_at_once(release: str) -> None:
+    check_stress(release, 40)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("release", RELEASES)
+def test_everything_at_once_for_long(release: str) -> None:
+    check_stress(release, 1500)
+
+
 @pytest.mark.campaign
 @pytest.mark.parametrize("release", RELEASES)
 def test_hostile_programs_leave_nothing_behind(release: str) -> None:
