@@ -35,6 +35,8 @@ class Chain:
     """added to every command line"""
     programs: bool = False
     """There are programs to run, on the project's kernels too."""
+    driven: bool = True
+    """by the project's init, and not by a first program of somebody else's"""
 
     @classmethod
     def open(
@@ -46,6 +48,7 @@ class Chain:
         *,
         cmdline: str = "",
         programs: bool = False,
+        driven: bool = True,
         observe: bool = True,
     ) -> Chain:
         """``new``: the next kernel; or several, the kernels of the updates in order. With one, updates
@@ -61,11 +64,11 @@ class Chain:
         if len(following) > 1:
             if updates != len(following):
                 raise ConfigError(f"{len(following)} next kernels are given", f"{updates} updates")
-            return cls([first, *following], updates, cmdline, programs)
+            return cls([first, *following], updates, cmdline, programs, driven)
         if first.own or following[0].own:
             pair = (first, following[0])
-            return cls([pair[g % 2] for g in range(max(updates, 1) + 1)], updates, cmdline, programs)
-        return cls([first, following[0]], updates, cmdline, programs)
+            return cls([pair[g % 2] for g in range(max(updates, 1) + 1)], updates, cmdline, programs, driven)
+        return cls([first, following[0]], updates, cmdline, programs, driven)
 
     def kernel(self, generation: int) -> Kernel:
         """The kernel of a generation."""
@@ -87,8 +90,8 @@ class Chain:
 
     @property
     def init(self) -> str | None:
-        """Where init is in the initramfs; None if no kernel needs it."""
-        if not self.linux and not self.programs:
+        """Where init is in the initramfs; None if no kernel needs it, or the first program is another one."""
+        if not self.driven or (not self.linux and not self.programs):
             return None
         return INIT if self.programs or not self.own else OTHER_INIT
 
@@ -100,7 +103,8 @@ class Chain:
     def command_line(self, generation: int) -> str:
         """Of a kernel, without its generation."""
         if not self.kernel(generation).own:
-            base = LINUX_CMDLINE if self.init == INIT else f"{LINUX_CMDLINE} rdinit={OTHER_INIT}"
+            other = self.init == OTHER_INIT
+            base = f"{LINUX_CMDLINE} rdinit={OTHER_INIT}" if other else LINUX_CMDLINE
         else:
             base = OWN_CMDLINE_PROGRAMS if self.programs else OWN_CMDLINE
         return f"{base} {self.cmdline}".strip()

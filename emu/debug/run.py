@@ -30,6 +30,8 @@ from emu.debug.output import (
 from emu.debug.phases import NAMES, Record
 from emu.debug.release import RELEASES, kernel_name
 from emu.debug.update import MAX_INSTRUCTIONS, Options, Result, Update, split_command
+from emu.debug.workloads import DEFAULT as DEFAULT_WORKLOAD
+from emu.debug.workloads import WORKLOADS, Workload, cache_line, workload
 from emu.errors import ConfigError, EmuError, ImageError
 from emu.files import read_file
 from emu.initproto import Transcript
@@ -39,8 +41,10 @@ from kho.abi import MAX_PAGE_ORDER
 EXAMPLE = """\
 examples
   luemu run                             the project's own kernels: release old updates to release new
-  luemu run --updates 10 --preserve 64M --scratch 64M,0,0
-                                        ten updates, old and new by turns, 64 MiB handed over each time
+                                        under a cache service that is written to
+  luemu run --updates 10 --preserve 64M
+                                        ten updates, old and new by turns, with a cache of 64 MiB
+  luemu run --workload kho              no programs: the test of KHO that is built into the kernels
   luemu run --old new --new old --new old
                                         two updates, by names: new to old, old to old
   luemu run --old bzImage --file ./lu:/bin/lu \\
@@ -83,16 +87,19 @@ def add_parser(subparsers: Any) -> None:
     a("--symbols", metavar="FILE", help="System.map or ELF with the symbols of both kernels")
     a("--old-symbols", metavar="FILE", help="the same for the old kernel only")
     a("--new-symbols", metavar="FILE", help="the same for the new kernel only")
-    a("--memory", default="512M", metavar="SIZE", help="RAM of the machine (default 512M)")
+    a("--memory", metavar="SIZE", help="RAM of the machine (default 512M, or what the workload needs)")
     a("--cmdline", default="", metavar="TEXT", help="added to the kernels' command line")
-    a("--preserve", metavar="SIZE", help="hand over that much test memory (test_kho.max_mem=)")
+    a("--workload", metavar="NAME", help="what runs in the kernels (help: list them; default cache)")
+    a("--preserve", metavar="SIZE", help="size of the cache, or of the test memory of kho")
     a("--preserve-order", metavar="N", help="all of it in folios of 2^N pages (test_kho.order=)")
     a("--scratch", metavar="L,G,N", help="sizes of the scratch areas: low, global, node (kho_scratch=)")
     a("--before", action="append", default=[], metavar="CMD", help="run this before each update")
     a("--after", action="append", default=[], metavar="CMD", help="run this after each update")
     a("--file", action="append", default=[], metavar="HOST:GUEST", help="put a host file into the machine")
     a("--no-libs", action="store_true", help="do not add the libraries that programs need")
-    a("--initramfs", metavar="FILE", help="a cpio archive to begin with")
+    a("--init", metavar="PROGRAM", help="the first program, instead of luemu's: it does all itself")
+    a("--initramfs", metavar="FILE", help="a cpio archive: the whole file system, or what CMDs find in it")
+    a("--incoming", metavar="IMAGE", help="begin with this recorded handover, in the new kernel")
     a("--updates", metavar="N", help="how many updates in a row (default 1, or one for each --new; 0: none)")
     a("--interactive", action="store_true", help="a shell on the console, on this terminal")
     a("--record-input", metavar="FILE", help="write what is typed, with its ticks")
@@ -122,6 +129,7 @@ def _when(text: str, option: str) -> tuple[str, Path]:
 
 def options(args: argparse.Namespace) -> Options:
     """Options of the command line. Raises UsageError."""
+    work = _workload(args)
     old = kernel_name(args.old if args.old is not None else DEFAULT_OLD)
     new = [kernel_name(text) for text in args.new] or [DEFAULT_NEW if args.old is None else old]
     files: list[tuple[Path, str]] = []
@@ -130,7 +138,7 @@ def options(args: argparse.Namespace) -> Options:
         if not separator or not host or not guest.startswith("/"):
             raise UsageError(f'"{text}" is not HOST:GUEST with an absolute path in the guest', "--file")
         files.append((Path(host), guest))
-    updates = len(new) if args.updates is None else parse_number(args.updates, "--updates")
+    updates = max(len(new), work.updates) if args.updates is None else parse_number(args.updates, "--updates")
     if len(args.new) > 1 and updates != len(new):
         raise UsageError(f"{updates} updates, and {len(new)} times --new", "--updates")
     if not updates and (args.after or args.new):
@@ -154,20 +162,39 @@ def options(args: argparse.Namespace) -> Options:
         then=new[1:],
         old_symbols=_path(args.old_symbols or (None if old in RELEASES else symbols)),
         new_symbols=_path(args.new_symbols or (None if new[0] in RELEASES else symbols)),
-        memory=parse_number(args.memory, "--memory"),
-        cmdline=" ".join([*_parameters(args), args.cmdline]).strip(),
-        before=args.before,
-        after=args.after,
+        memory=work.memory if args.memory is None else parse_number(args.memory, "--memory"),
+        cmdline=" ".join(filter(None, [work.cmdline, *_parameters(args), args.cmdline])),
+        before=[*work.before, *args.before],
+        after=[*(work.after if updates else ()), *args.after],
         files=files,
+        programs=work.programs,
         libraries=not args.no_libs,
         updates=updates,
+        init=_path(args.init),
         initramfs=_path(args.initramfs),
+        incoming=_path(args.incoming),
         interactive=args.interactive,
         raw=args.raw,
         strict_memory=args.strict_memory,
         max_instructions=parse_number(args.max_instructions, "--max-instructions"),
         at=at,
     )
+
+
+def _workload(args: argparse.Namespace) -> Workload:
+    """What was asked for by name, or is to run where nothing else is. Raises UsageError, ConfigError."""
+    name = args.workload
+    if args.init is not None:
+        for option, value in (("--before", args.before), ("--after", args.after), ("--workload", name)):
+            if value:
+                raise UsageError(f"its commands are run by luemu's init, which {option} needs", "--init")
+    if args.incoming is not None and (args.before or args.old or name or args.updates):
+        raise UsageError("what comes before the jump is in the image: only --new and --after", "--incoming")
+    if name is None:
+        own = args.before or args.after or args.interactive or args.init or args.initramfs or args.incoming
+        name = "kho" if own else DEFAULT_WORKLOAD
+    preserve = None if args.preserve is None else parse_number(args.preserve, "--preserve")
+    return workload(name, preserve)
 
 
 def _parameters(args: argparse.Namespace) -> list[str]:
@@ -181,8 +208,6 @@ def _parameters(args: argparse.Namespace) -> list[str]:
         if not any(areas):
             raise UsageError("scratch cannot be empty: all three sizes are 0", "--scratch")
         out.append("kho_scratch=" + ",".join(str(area) for area in areas))
-    if args.preserve is not None:
-        out.append(f"test_kho.max_mem={parse_number(args.preserve, '--preserve')}")
     if args.preserve_order is not None:
         order = parse_number(args.preserve_order, "--preserve-order")
         if order > MAX_PAGE_ORDER:
@@ -369,6 +394,10 @@ def _replay(update: Update, path: Path) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand: 0 if verified, 1 if not, 2 for bad usage or input."""
+    if args.workload == "help":
+        for name, what in WORKLOADS.items():
+            print(f"{name:<8}{what}")
+        return 0
     try:
         o = options(args)
         update = Update(o)
@@ -434,6 +463,8 @@ def show(result: Result, *, verbose: bool = False) -> None:
         if verbose or status != 0:
             for line in program["output"].splitlines():
                 print("  | " + clean(line))
+    if result.cache is not None:
+        print(f"cache: {cache_line(result.cache)}")
     for v in result.violations[:VIOLATIONS_SHOWN_MAX]:
         at = "" if v["phys"] is None else f" ({v['phys']:#x})"
         print(paint("red", f"{v['id']} at {v['moment']}: {v['message']}{at}"))

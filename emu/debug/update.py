@@ -23,7 +23,7 @@ import numpy as np
 import kernels
 from emu.boot import Boot, BzImage
 from emu.debug import epitaph, guest, kexec
-from emu.debug.chain import Chain
+from emu.debug.chain import INIT, Chain
 from emu.debug.inspect import _describe_session as describe_session
 from emu.debug.invariants import OBSERVED as OBSERVED_IN_LINUX
 from emu.debug.invariants import RuntimeChecker
@@ -33,6 +33,7 @@ from emu.debug.phases import PhaseObserver, Record
 from emu.debug.release import Kernel
 from emu.debug.symbols import Symbols
 from emu.debug.view import UnknownLayout, View
+from emu.debug.workloads import CacheReport, Ledger, together
 from emu.errors import ConfigError, EmuError, ImageError
 from emu.files import is_regular, read_file
 from emu.initproto import Plan, RecordError, RecordReader, Transcript
@@ -73,15 +74,38 @@ class Options:
     before: Sequence[str] = ()
     after: Sequence[str] = ()
     files: Sequence[tuple[Path, str]] = ()
+    programs: Sequence[str] = ()
+    """of the project, by name, to be put into /bin"""
     libraries: bool = True
     updates: int = 1
+    init: Path | None = None
+    """the first program, instead of the project's"""
     initramfs: Path | None = None
+    """with programs to run: what they find beside them; else the whole file system"""
+    incoming: Path | None = None
+    """a recorded handover; then ``new`` starts on it"""
     interactive: bool = False
     raw: bool = False
     strict_memory: bool = False
     max_instructions: int = MAX_INSTRUCTIONS
     at: Sequence[tuple[str, str, Path]] = ()
     """(what, when, file): what is "save" or "dump", when a moment, phase id or instruction number"""
+
+
+    @property
+    def commands(self) -> bool:
+        """Whether there is something to do for the project's init."""
+        return bool(self.before or self.after or self.interactive)
+
+    @property
+    def driven(self) -> bool:
+        """Whether the project's init is the first program, where there is one."""
+        return self.init is None and (self.initramfs is None or self.commands)
+
+    @property
+    def has_programs(self) -> bool:
+        """Whether the kernels have user space."""
+        return self.commands or not self.driven or self.incoming is not None
 
 
 class SnapshotMemory:
@@ -153,6 +177,8 @@ class Examined:
     """sha256 of every preserved file at J, keyed "session/0xtoken" """
     preserved: dict[str, int] = field(default_factory=dict)
     sessions: list[dict[str, Any]] = field(default_factory=list)
+    ledger: Ledger | None = None
+    """of the cache's client"""
     violations: list[Violation] = field(default_factory=list)
     checked: list[str] = field(default_factory=list)
     not_checked: dict[str, str] = field(default_factory=dict)
@@ -210,6 +236,8 @@ class Result:
     """where the guest is, for people, if it did not end by itself"""
     panic: dict[str, Any] | None = None
     """what a kernel of the project left in its epitaph"""
+    cache: dict[str, Any] | None = None
+    """what the cache's client found, all updates together; None if there is no cache"""
 
     def plain(self) -> dict[str, Any]:
         """For JSON: the run, with the fields of the last update repeated at the top."""
@@ -227,6 +255,7 @@ class Result:
             "programs": self.programs,
             "updates": self.updates,
             "panic": self.panic,
+            "cache": self.cache,
         }  # fmt: skip
 
 
@@ -252,7 +281,7 @@ class Update:
         self.options = o = options
         self.chain = Chain.open(
             o.old, [o.new, *o.then], o.updates, (o.old_symbols, o.new_symbols), cmdline=o.cmdline,
-            programs=bool(o.before or o.after or o.interactive), observe=not o.raw,
+            programs=o.has_programs, driven=o.driven, observe=not o.raw,
         )  # fmt: skip
         self.symbols = [kernel.symbols for kernel in self.chain.kernels]
         self.machine = Machine(o.memory, strict_memory=o.strict_memory)
@@ -298,12 +327,22 @@ class Update:
             files.add_base(_image(o.initramfs), str(o.initramfs))
         if self.chain.init is not None:
             files.add_standard(kernels.binary("init"), self.chain.init)
+        elif o.init is not None:
+            files.add_standard(o.init)
+            files.add_host_file(o.init, INIT, libraries=o.libraries)
         for host, where in o.files:
             if posixpath.normpath(where).lstrip("/").split("/")[0] in ("init", "luemu", "boot"):
                 raise ConfigError("is where luemu's own init, its plan and the kernels are", where)
             files.add_host_file(host, where, libraries=o.libraries)
+        for name in o.programs:
+            try:
+                files.add_file(f"/bin/{name}", kernels.binary(name).read_bytes(), 0o755)
+            except OSError as e:
+                raise ConfigError(str(e), name) from None
         for path, data in self.chain.files().items():
             files.add_file(path, data)
+        if o.initramfs is not None and not files.entries:
+            return _image(o.initramfs)  # as it is, to the byte
         if self.chain.init is not None:
             files.write_plan(
                 Plan(
@@ -465,6 +504,7 @@ class Update:
         found.preserved = _preserved(handover)
         found.kept = _kept(handover)
         found.sessions = _sessions(handover)
+        found.ledger = _ledger(handover)
         test = handover.kho_test
         if test is not None and test.csum_ok(handover.reader) is False:
             self.failure.append(
@@ -678,6 +718,7 @@ class Update:
             violations=[v.to_dict() for v in violations],
             epitaph=epitaph.text(died[1]) if died is not None else text,
             panic=died[1] if died is not None else None,
+            cache=together([r for r in self._cache_reports().values() if r is not None]),
         )  # fmt: skip
 
     def _guest_reasons(self, jumps: int) -> list[str]:
@@ -692,7 +733,7 @@ class Update:
             reasons.append(f"what init reports cannot be read: {self.record_error}")
         elif t.error is not None:
             reasons.append(f"init: {t.error}")
-        elif not t.done and not last_is_own:
+        elif not t.done and not last_is_own and o.driven:
             reasons.append("init did not get to the end of its plan")
         verdicts = self.own.verdicts if self.own is not None else []
         for generation, ok in verdicts:
@@ -716,10 +757,40 @@ class Update:
                     f"exited with status {p.status}" if p.ended else "did not end"
                 )  # fmt: skip
                 reasons.append(f"{shlex.join(p.argv)} ({p.when}, generation {p.generation}) {how}")
+        reasons += self._cache_reasons()
         ended = [p for p in t.programs if p.ended]
         if not reasons and not self.failure and len(ended) != expected:
             reasons.append(f"{len(ended)} of {expected} programs ran")
         return reasons
+
+    def _cache_reports(self) -> dict[int, CacheReport | None]:
+        """What the cache's client said after each update that a cache was handed over in, by update."""
+        out: dict[int, CacheReport | None] = {}
+        for program in self.transcript.programs:
+            report = CacheReport.parse(program.output)
+            if report is not None and program.when == "after":
+                out[program.generation - 1] = report
+        for e in self.examined:
+            if e.ledger is not None:
+                out.setdefault(e.generation, None)
+        return out
+
+    def _cache_reasons(self) -> list[str]:
+        """Where the cache's client says something else than what the host had seen in memory at J."""
+        out: list[str] = []
+        for update, report in self._cache_reports().items():
+            ledger = self.examined[update].ledger if update < len(self.examined) else None
+            if report is None:
+                out.append(f"update {update + 1}: nobody compared the cache with what was written before")
+                continue
+            out += report.problems
+            if not report.ok and not report.problems:
+                out.append(f"update {update + 1}: {report}")
+            if ledger is None:
+                out.append(f"update {update + 1}: the cache was compared with no ledger that was handed over")
+            else:
+                out += [f"update {update + 1}: {text}" for text in ledger.contradictions(report)]
+        return out
 
     def _epitaph(self) -> tuple[int, dict[str, Any]] | None:
         """(generation, epitaph) of the kernel of the project that panicked."""
@@ -748,6 +819,7 @@ class Update:
         assert self.observer is not None
         jump = self.observer.jumps[index]
         e = self.examined[index] if index < len(self.examined) else Examined(index)
+        report = self._cache_reports().get(index)
         hellos = {hello.generation: hello.release for hello in self.transcript.generations}
 
         def side(generation: int) -> dict[str, Any]:
@@ -770,6 +842,7 @@ class Update:
             "scratch": [{"phys": a.phys, "size": a.size} for a in e.scratch or []],
             "digest_instructions": e.digest_instructions,
             "sessions": e.sessions,
+            "cache": report.plain() if report is not None else None,
             "checked": e.checked,
             "not_checked": {id: reason for id, reason in e.not_checked.items() if id not in e.checked},
             "moments": e.moments,
@@ -874,6 +947,19 @@ def _kept(handover: Handover) -> list[dict[str, Any]]:
         out += [{"name": f"luemu_test {a.name}", "bytes": a.size} for a in handover.luemu_test.areas]
     out += [{"name": f"reserve_mem {r.name}", "bytes": r.size, "phys": r.phys} for r in handover.reserve_mem]
     return out
+
+
+def _ledger(handover: Handover) -> Ledger | None:
+    """The account that the cache's client keeps, if it is handed over."""
+    luo = Luo.read(handover)
+    for session in luo.sessions if luo is not None else ():
+        for file in session.files:
+            memfd = file.memfd
+            if (session.name, file.token) != (Ledger.SESSION, Ledger.TOKEN) or memfd is None:
+                continue
+            if memfd.complete and memfd.size <= Ledger.BYTES_MAX:
+                return Ledger.parse(b"".join(part.tobytes() for part in memfd.contents(handover.reader)))
+    return None
 
 
 def _sessions(handover: Handover) -> list[dict[str, Any]]:

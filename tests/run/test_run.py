@@ -20,7 +20,7 @@ from emu.machine import Machine
 from tests.run.stages import LIMIT, MEMORY, options
 
 Run = Callable[..., dict[str, Any]]
-SMALL_RUN = ("run", "--memory", "128M", "--preserve", "256K")
+SMALL_RUN = ("run", "--workload", "kho", "--memory", "128M", "--preserve", "256K")
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ enum { TOKEN_STORE = 1, TOKEN_INDEX, TOKEN_LEDGER };
 
 #define LEDGER_PATH	"/tmp/cache.ledger"	/* a link to where a process keeps the client's ledger open */
 #define BURST		16			/* writes between two pauses */
+#define WRITES_AFTER	256			/* with the files preserved, before the command is done */
 
 static struct client client;
 
@@ -195,6 +196,10 @@ static int start(uint64_t size)
 			return 1;
 	if (start_agent() != 0)
 		return 1;
+	/* Preserved files are written to like others: some of that now, in any case; the rest until the kernel stops. */
+	for (unsigned int i = 0; i < WRITES_AFTER; i++)
+		if (client_write(&client, client_next_key(&client)) < 0)
+			return 1;
 	printf("cache: %u keys in a store of %" PRIu64 " MiB are preserved, %" PRIu64 " writes acknowledged\n",
 	       client.ledger->keys, size >> 20, client.ledger->acknowledged);
 	fflush(stdout);
