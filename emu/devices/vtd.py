@@ -461,6 +461,8 @@ class Vtd(Device):
         if page is None:
             phys, permissions, shift = tables.walk(self._memory, low, high, iova, needed)
             page = phys | permissions
+            if phys + iova % (1 << shift) >> 20 == MSI_BASE >> 20:
+                raise Fault(0xE, quiet)
             if sum(len(cached) for cached in s.pages.values()) >= PAGES_MAX:
                 s.pages = {}
                 self._fast = {}
