@@ -30,8 +30,11 @@ def copy_sources(of: Path, to: Path, *, share_cache: bool = True) -> Path:
 
 
 def digests(root: Path) -> dict[str, str]:
-    built = build.build_all(root)
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in built.items()}
+    """Of everything that is built; a kernel is an ELF file and the bzImage beside it."""
+    files = dict(build.build_all(root))
+    for name in ("old", "new"):
+        files[f"{name}.bzImage"] = files[f"kernel-{name}"].with_suffix(".bzImage")
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
 
 
 @pytest.fixture
@@ -49,7 +52,9 @@ def test_binaries_do_not_depend_on_the_directory(tmp_path: Path) -> None:
     """In directories of different names and depths, one with a space in it."""
     here = copy_sources(ROOT, tmp_path / "here")
     there = copy_sources(here, tmp_path / "another place" / "deeper")
-    assert digests(there) == digests(here)
+    found = digests(here)
+    assert digests(there) == found
+    assert len(set(found.values())) == len(found), "no two of them are the same file"
 
 
 @pytest.mark.campaign

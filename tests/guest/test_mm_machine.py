@@ -60,8 +60,8 @@ def test_memory_in_single_pages(release: str) -> None:
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_a_large_machine_boots_at_the_cost_of_a_small_one(release: str) -> None:
-    """What grows is the direct map, one entry for 2 MiB, and scratch, which has room for all struct pages: one
-    block of 4 MiB for 256 MiB. Everything else is the same."""
+    """What grows is the direct map, one entry for 2 MiB, and scratch, which has room for all struct pages:
+    one block of 4 MiB for 256 MiB. Everything else is the same."""
     small, few, little = boot(release, 128 * MIB, "kho=on")
     large, many, much = boot(release, 64 * GIB, "kho=on")
     # The difference is all there but for the table of pageblocks and the page tables of the direct map.
