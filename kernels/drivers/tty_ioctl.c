@@ -177,14 +177,11 @@ static u32 count(struct tty *t, bool output)
 	return n;
 }
 
-s64 tty_ioctl(struct file *f, u32 cmd, u64 arg)
+s64 tty_ioctl_on(struct tty *t, struct file *f, u32 cmd, u64 arg)
 {
-	struct tty *t = tty_of(f);
 	void *user = (void *)arg;
 	int err;
 
-	if (!t)
-		return cmd == TIOCSPGRP ? -ENOTTY : -EIO;
 	switch (cmd) {
 	case TCGETS:
 		return get_modes(t, user, sizeof(struct termios));
@@ -242,4 +239,13 @@ s64 tty_ioctl(struct file *f, u32 cmd, u64 arg)
 	default:
 		return tty_job_ioctl(t, f, cmd, arg);
 	}
+}
+
+s64 tty_ioctl(struct file *f, u32 cmd, u64 arg)
+{
+	struct tty *t = tty_of(f);
+
+	if (!t)
+		return cmd == TIOCSPGRP ? -ENOTTY : -EIO;
+	return tty_ioctl_on(t, f, cmd, arg);
 }

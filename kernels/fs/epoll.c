@@ -365,7 +365,7 @@ static u32 epoll_poll(struct file *f, struct poll_table *t)
 	return n ? EPOLLIN : 0;
 }
 
-static const struct file_ops epoll_ops = { .poll = epoll_poll, .release = epoll_release };
+static const struct file_ops epoll_ops = { .poll = epoll_poll, .llseek = noop_llseek, .release = epoll_release };
 
 static s64 create(u32 flags)
 {

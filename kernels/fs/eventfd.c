@@ -56,7 +56,7 @@ static ssize_t eventfd_write(struct file *f, const void *user, u64 size, loff_t 
 	u64 value;
 
 	(void)pos;
-	if (size < sizeof(value))
+	if (size != sizeof(value))
 		return -EINVAL;
 	if (copy_from_user(&value, user, sizeof(value)))
 		return -EFAULT;
@@ -94,7 +94,8 @@ static u32 eventfd_poll(struct file *f, struct poll_table *t)
 static void free_private(struct file *f) { kfree(f->private); }
 
 static const struct file_ops eventfd_ops = {
-	.read = eventfd_read, .write = eventfd_write, .poll = eventfd_poll, .release = free_private,
+	.read = eventfd_read, .write = eventfd_write, .poll = eventfd_poll, .llseek = noop_llseek,
+	.release = free_private,
 };
 
 SYSCALL_DEFINE2(eventfd2, 290, u32, count, u32, flags)
@@ -194,7 +195,7 @@ static void timerfd_release(struct file *f)
 }
 
 static const struct file_ops timerfd_ops = {
-	.read = timerfd_read, .poll = timerfd_poll, .release = timerfd_release,
+	.read = timerfd_read, .poll = timerfd_poll, .llseek = noop_llseek, .release = timerfd_release,
 };
 
 SYSCALL_DEFINE2(timerfd_create, 283, int, clock, u32, flags)

@@ -159,6 +159,13 @@ void fput(struct file *f)
 	kfree(f);
 }
 
+loff_t noop_llseek(struct file *f, loff_t off, int whence)
+{
+	(void)off;
+	(void)whence;
+	return f->pos;
+}
+
 loff_t generic_llseek(struct file *f, loff_t off, int whence)
 {
 	loff_t base = whence == 0 ? 0 : whence == 1 ? f->pos : (loff_t)f->inode->size, pos;

@@ -22,6 +22,8 @@ static struct super *super_by_type(const char *type)
 		return devtmpfs;
 	if (!strcmp(type, "debugfs"))
 		return debugfs;
+	if (!strcmp(type, "devpts"))
+		return devptsfs;
 	return ERR_PTR(-ENODEV);
 }
 

@@ -57,13 +57,12 @@ static struct pipe *pipe_of(struct file *f) { return f->inode->private; }
 static bool readable(const struct pipe *p) { return used(p) || !READ_ONCE(p->writers); }
 static bool writable(const struct pipe *p, u64 want) { return room(p) >= want || !READ_ONCE(p->readers); }
 
-static ssize_t pipe_read(struct file *f, void *user, u64 size, loff_t *pos)
+static ssize_t read_buffers(struct file *f, struct buffers *b)
 {
 	struct pipe *p = pipe_of(f);
-	u64 done = 0;
+	u64 size = b->left, done = 0;
 	ssize_t err = 0;
 
-	(void)pos;
 	if (!size)
 		return 0;
 	mutex_lock(&p->lock);
@@ -80,15 +79,13 @@ static ssize_t pipe_read(struct file *f, void *user, u64 size, loff_t *pos)
 			break;
 	}
 	while (!err && done < size && used(p)) {
-		u64 at = p->tail & (p->size - 1), n = min(min(size - done, used(p)), p->size - at);
-		u64 left = copy_to_user((u8 *)user + done, p->ring + at, n);
+		u64 at = p->tail & (p->size - 1), n = min(min(size - done, used(p)), PAGE_SIZE - at % PAGE_SIZE);
 
-		p->tail += n - left;
-		done += n - left;
-		if (left) {
-			err = -EFAULT;
+		err = buffers_write(b, p->ring + at, n);
+		if (err)
 			break;
-		}
+		p->tail += n;
+		done += n;
 	}
 	mutex_unlock(&p->lock);
 	if (done)
@@ -96,16 +93,17 @@ static ssize_t pipe_read(struct file *f, void *user, u64 size, loff_t *pos)
 	return done ? (ssize_t)done : err;
 }
 
-static ssize_t pipe_write(struct file *f, const void *user, u64 size, loff_t *pos)
+static ssize_t write_buffers(struct file *f, struct buffers *b)
 {
 	struct pipe *p = pipe_of(f);
-	u64 done = 0;
+	u64 size = b->left, done = 0;
 	ssize_t err = 0;
 
-	(void)pos;
+	if (!size)
+		return 0;
 	mutex_lock(&p->lock);
 	while (done < size) {
-		u64 want = size <= PIPE_BUF ? size : 1, at, n, left;
+		u64 want = size <= PIPE_BUF ? size - done : 1, at, n;
 
 		if (!p->readers) {
 			send_signal(current_task(), SIGPIPE, NULL);
@@ -125,18 +123,40 @@ static ssize_t pipe_write(struct file *f, const void *user, u64 size, loff_t *po
 			continue;
 		}
 		at = p->head & (p->size - 1);
-		n = min(min(size - done, room(p)), p->size - at);
-		left = copy_from_user(p->ring + at, (const u8 *)user + done, n);
-		p->head += n - left;
-		done += n - left;
-		if (left) {
-			err = -EFAULT;
+		n = min(min(size - done, room(p)), PAGE_SIZE - at % PAGE_SIZE);
+		err = buffers_read(b, p->ring + at, n);
+		if (err)
 			break;
-		}
+		p->head += n;
+		done += n;
 	}
 	mutex_unlock(&p->lock);
 	wake_up(&p->wait);
 	return done ? (ssize_t)done : err;
+}
+
+static ssize_t pipe_vector(struct file *f, const struct iovec *vec, u64 count, bool write)
+{
+	struct buffers b;
+	int err = buffers_init(&b, vec, count);
+
+	return err ? err : write ? write_buffers(f, &b) : read_buffers(f, &b);
+}
+
+static ssize_t pipe_read(struct file *f, void *user, u64 size, loff_t *pos)
+{
+	struct iovec v = { user, size };
+
+	(void)pos;
+	return pipe_vector(f, &v, 1, false);
+}
+
+static ssize_t pipe_write(struct file *f, const void *user, u64 size, loff_t *pos)
+{
+	struct iovec v = { (void *)user, size };
+
+	(void)pos;
+	return pipe_vector(f, &v, 1, true);
 }
 
 static u32 pipe_poll(struct file *f, struct poll_table *t)
@@ -170,17 +190,18 @@ static void pipe_release(struct file *f)
 	struct pipe *p = pipe_of(f);
 	bool last;
 
+	mutex_lock(&f->inode->lock);	/* against others who open the fifo */
 	mutex_lock(&p->lock);
 	p->readers -= !!(f->mode & FMODE_READ);
 	p->writers -= !!(f->mode & FMODE_WRITE);
 	last = !p->readers && !p->writers;
+	if (last)
+		f->inode->private = NULL;	/* a fifo that is opened again is empty */
+	wake_up(&p->wait);
 	mutex_unlock(&p->lock);
-	if (!last) {
-		wake_up(&p->wait);
-		return;
-	}
-	f->inode->private = NULL;	/* a fifo that is opened again is empty */
-	pipe_free(p);
+	mutex_unlock(&f->inode->lock);
+	if (last)
+		pipe_free(p);
 }
 
 /* A fifo: opening waits for the other end, as open(2) says. */
@@ -221,11 +242,11 @@ static void pipe_name(struct file *f, char *buf, u64 size)
 }
 
 static const struct file_ops pipe_file_ops = {
-	.read = pipe_read, .write = pipe_write, .poll = pipe_poll, .ioctl = pipe_ioctl, .release = pipe_release,
-	.show_name = pipe_name,
+	.read = pipe_read, .write = pipe_write, .vector = pipe_vector, .poll = pipe_poll, .ioctl = pipe_ioctl,
+	.release = pipe_release, .show_name = pipe_name,
 };
 const struct file_ops fifo_file_ops = {
-	.open = fifo_open, .read = pipe_read, .write = pipe_write, .poll = pipe_poll, .ioctl = pipe_ioctl,
+	.open = fifo_open, .read = pipe_read, .write = pipe_write, .vector = pipe_vector, .poll = pipe_poll, .ioctl = pipe_ioctl,
 	.release = pipe_release,
 };
 

@@ -6,9 +6,8 @@
 #include "uaccess.h"
 
 #define IOV_MAX		1024
-#define RW_MAX		0x7ffff000UL	/* one call moves no more */
 
-static bool has_position(const struct file *f) { return f->ops->llseek; }
+static bool has_position(const struct file *f) { return f->ops->llseek && f->ops->llseek != noop_llseek; }
 
 static ssize_t do_read(struct file *f, void *user, u64 size, loff_t *pos)
 {
@@ -181,7 +180,7 @@ SYSCALL_DEFINE3(lseek, 8, int, fd, loff_t, off, int, whence)
 	if (!f)
 		return -EBADF;
 	if (!has_position(f)) {
-		pos = -ESPIPE;
+		pos = f->ops->llseek ? f->pos : -ESPIPE;
 	} else {
 		mutex_lock(&f->pos_lock);
 		pos = f->ops->llseek(f, off, whence);

@@ -74,9 +74,9 @@ void rights_count(const struct rights *r, bool entering)
 }
 
 /* As many as a process may have open, unless it is privileged. */
-bool rights_too_many(u32 more)
+bool rights_too_many(void)
 {
-	return files_in_flight + more > current_process()->rlim[RLIMIT_NOFILE].cur && !capable();
+	return files_in_flight > current_process()->rlim[RLIMIT_NOFILE].cur && !capable();
 }
 
 /* ---- garbage; unix_lock held ---- */

@@ -102,7 +102,7 @@ static void signalfd_release(struct file *f)
 }
 
 static const struct file_ops signalfd_ops = {
-	.read = signalfd_read, .poll = signalfd_poll, .release = signalfd_release,
+	.read = signalfd_read, .poll = signalfd_poll, .llseek = noop_llseek, .release = signalfd_release,
 };
 
 static s64 change_mask(int fd, sigset_t mask)

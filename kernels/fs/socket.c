@@ -15,7 +15,6 @@
 #define SOCK_TYPE_MAX	11
 #define AF_MAX		46
 #define IOV_MAX		1024
-#define RW_MAX		0x7ffff000UL
 #define CONTROL_MAX	20480U		/* bytes of ancillary data in a message */
 
 #define FIONREAD	0x541b
@@ -50,52 +49,6 @@ struct cmsghdr {
 	u64 len;
 	s32 level, type;
 };
-
-/* ---- a program's buffers ---- */
-
-static int buffers_move(struct buffers *b, void *kernel, u64 size, bool to_program)
-{
-	u64 done = 0;
-
-	while (done < size) {
-		const struct iovec *v = b->vec;
-		u64 n = min(size - done, v->len - b->offset);
-		u8 *user = (u8 *)v->base + b->offset, *k = (u8 *)kernel + done;
-
-		if (to_program ? copy_to_user(user, k, n) : copy_from_user(k, user, n))
-			return -EFAULT;
-		done += n;
-		b->left -= n;
-		b->offset += n;
-		while (b->count && b->offset == b->vec->len) {
-			b->vec++;
-			b->count--;
-			b->offset = 0;
-		}
-	}
-	return 0;
-}
-
-int buffers_read(struct buffers *b, void *to, u64 size) { return buffers_move(b, to, size, false); }
-int buffers_write(struct buffers *b, const void *from, u64 size) { return buffers_move(b, (void *)from, size, true); }
-
-/* vec is in the kernel's memory. */
-static int buffers_init(struct buffers *b, const struct iovec *vec, u64 count)
-{
-	*b = (struct buffers){ .vec = vec, .count = count };
-	for (u64 i = 0; i < count; i++) {
-		if ((s64)vec[i].len < 0)
-			return -EINVAL;
-		if (!access_ok(vec[i].base, vec[i].len))
-			return -EFAULT;
-		b->left += min(vec[i].len, RW_MAX - b->left);
-	}
-	while (b->count && !b->vec->len) {
-		b->vec++;
-		b->count--;
-	}
-	return 0;
-}
 
 /* ---- files ---- */
 
@@ -586,7 +539,7 @@ static int parse_control(const u8 *control, u64 size, struct outgoing *o)
 			break;
 		at += cmsg_align(c->len);
 	}
-	if (o->rights && rights_too_many(o->rights->count))
+	if (o->rights && rights_too_many())
 		return -ETOOMANYREFS;
 	return 0;
 }
@@ -596,7 +549,7 @@ static int get_control(const struct msghdr *m, struct outgoing *o)
 	u8 *control;
 	int err;
 
-	if (!m->control || !m->control_len)
+	if (!m->control_len)
 		return 0;
 	if (m->control_len > CONTROL_MAX)
 		return -ENOBUFS;
@@ -707,7 +660,7 @@ static s64 do_sendmsg(struct file *f, const struct msghdr *user, u32 flags)
 
 	if (copy_from_user(&m, user, sizeof(m)))
 		return -EFAULT;
-	if (m.name_len < 0)
+	if (m.name && m.name_len < 0)
 		return -EINVAL;
 	n = get_vector(&m, &vec, &b);
 	if (n)
@@ -780,7 +733,7 @@ static s64 do_recvmsg(struct file *f, struct msghdr *user, u32 flags)
 
 	if (copy_from_user(&m, user, sizeof(m)))
 		return -EFAULT;
-	if (m.name_len < 0)
+	if (m.name && m.name_len < 0)
 		return -EINVAL;
 	n = get_vector(&m, &vec, &b);
 	if (n)

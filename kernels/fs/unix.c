@@ -671,7 +671,6 @@ static ssize_t send_whole(struct sock *s, struct buffers *b, struct outgoing *o)
 	mutex_lock(&unix_lock);
 	err = wait_receiver(s, to, wait, &deadline);
 	if (!err) {
-		m->from = s->address;
 		m->rights = o->rights;
 		o->rights = NULL;
 		enqueue(to, m);
@@ -726,7 +725,7 @@ static ssize_t take_bytes(const struct message *m, struct buffers *b)
 static int take_details(struct message *m, struct incoming *in, bool peek)
 {
 	in->any = true;
-	in->from = m->from;
+	in->from = m->sender->address;	/* as it is now */
 	in->creds = m->creds;
 	if (!m->rights)
 		return 0;

@@ -52,7 +52,6 @@ struct sock;
 struct message {
 	struct list_head list;
 	struct sock *sender;		/* who is charged; a reference */
-	struct address from;
 	struct ucred creds;
 	struct rights *rights;		/* NULL: none */
 	u32 size, taken;		/* bytes, and how many of them were read */
@@ -97,15 +96,6 @@ extern struct mutex unix_lock;
 extern struct list_head all_sockets;
 extern const struct file_ops socket_file_ops;
 
-/* What is left of a program's buffers. */
-struct buffers {
-	const struct iovec *vec;
-	u64 count, offset;		/* in the first one */
-	u64 left;
-};
-int buffers_read(struct buffers *b, void *to, u64 size);	/* from the program; 0, -EFAULT */
-int buffers_write(struct buffers *b, const void *from, u64 size);
-
 /* ---- unix.c ---- */
 struct outgoing {
 	const struct address *to;	/* NULL: the peer */
@@ -143,7 +133,7 @@ struct rights *rights_get(const int *fds, u32 count);	/* a program's descriptors
 struct rights *rights_copy(const struct rights *r);	/* NULL */
 void rights_put(struct rights *r);		/* may close files: not under unix_lock */
 void rights_count(const struct rights *r, bool entering);	/* a message with them enters or leaves a queue; locked */
-bool rights_too_many(u32 more);
+bool rights_too_many(void);
 void collect_garbage(struct list_head *doomed);	/* messages that nobody can receive; locked */
 /* Frees messages, and closes what is in them; not under unix_lock. */
 void messages_free(struct list_head *doomed);

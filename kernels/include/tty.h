@@ -160,6 +160,7 @@ pid_t tty_foreground(const struct process *p);	/* that terminal's foreground gro
 
 /* ---- tty_ioctl.c, tty.c ---- */
 s64 tty_ioctl(struct file *f, u32 cmd, u64 arg);
+s64 tty_ioctl_on(struct tty *tty, struct file *f, u32 cmd, u64 arg);	/* through whichever file */
 struct tty *tty_of(struct file *f);		/* NULL: hung up */
 struct tty *console_tty(void);			/* drivers/serial.c; NULL */
 int tty_wait_sent(struct tty *tty);		/* until all output is on the wire; -ERESTARTSYS */

@@ -56,10 +56,20 @@ struct wait_queue;
 struct poll_table;
 struct seq;
 
+#define RW_MAX		0x7ffff000UL		/* one call moves no more */
 struct iovec {					/* of a program */
 	void *base;
 	u64 len;
 };
+/* What is left of a program's buffers (fs/buffers.c). */
+struct buffers {
+	const struct iovec *vec;
+	u64 count, offset;			/* in the first one */
+	u64 left;
+};
+int buffers_init(struct buffers *b, const struct iovec *vec, u64 count);	/* vec in the kernel's memory; -EINVAL, -EFAULT */
+int buffers_read(struct buffers *b, void *to, u64 size);	/* from the program; 0, -EFAULT: it did not move on */
+int buffers_write(struct buffers *b, const void *from, u64 size);
 
 typedef int (*filldir_t)(void *ctx, const char *name, u32 len, u64 ino, u32 type);	/* non-zero stops */
 
@@ -166,6 +176,7 @@ struct file *dentry_open(struct dentry *d, u32 flags);		/* ERR_PTR */
 ssize_t kernel_read(struct file *f, void *buf, u64 size, loff_t *pos);	/* kernel address; files in memory only */
 ssize_t kernel_write(struct file *f, const void *buf, u64 size, loff_t *pos);
 loff_t generic_llseek(struct file *f, loff_t off, int whence);
+loff_t noop_llseek(struct file *f, loff_t off, int whence);	/* of files that have no position and do not mind */
 /* The whole file in vmalloc()ed memory; size or -errno. */
 ssize_t kernel_read_file(struct file *f, void **buf, u64 max);
 
@@ -225,7 +236,7 @@ struct inode *inode_new(struct super *s, u32 mode);
 void iget(struct inode *inode);
 void iput(struct inode *inode);
 struct super *tmpfs_mount(void);		/* a new one */
-extern struct super *rootfs, *devtmpfs, *procfs, *sysfs, *debugfs;
+extern struct super *rootfs, *devtmpfs, *procfs, *sysfs, *debugfs, *devptsfs;
 void vfs_init(void);				/* rootfs; the others register as initcalls */
 
 /* A character device: its node appears in /dev and its line in /proc/misc or /proc/devices. */
