@@ -30,6 +30,7 @@ struct exec {
 	u8 head[EXEC_HEAD];			/* zero behind the end of the file */
 	u64 head_size;
 	const char *filename;			/* as it was given: AT_EXECFN, comm */
+	bool name_closes;			/* it is /dev/fd/N, which is closed before anybody can open it */
 	struct exec_strings strings;
 
 	/* by the format: */
@@ -60,6 +61,6 @@ void exec_free_strings(struct exec_strings *s);
 
 /* ---- kernel/exec.c ---- */
 struct pt_regs;
-/* On success the running task is the new program; *regs is how it begins. */
-int do_exec(int dirfd, const char *path, u32 lookup, const char *filename, const struct string_source *argv,
+/* e has its filename; it is used up. On success the running task is the new program; *regs is how it begins. */
+int do_exec(struct exec *e, int dirfd, const char *path, u32 lookup, const struct string_source *argv,
 	    const struct string_source *envp, struct pt_regs *regs);

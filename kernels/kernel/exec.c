@@ -7,6 +7,7 @@
  * again, a few times.
  */
 #include "exec.h"
+#include "bitops.h"
 #include "cpu.h"
 #include "panic.h"
 #include "printk.h"
@@ -134,7 +135,7 @@ static int resolve_scripts(struct exec *e)
 			err = -ELOOP;
 			break;
 		}
-		err = parse_script(e, &s[depth % 2]);
+		err = e->name_closes ? -ENOENT : parse_script(e, &s[depth % 2]);
 		if (!err)
 			err = exec_wrap_arguments(e, s[depth % 2].interpreter, s[depth % 2].argument, name);
 		if (err)
@@ -301,21 +302,14 @@ static int load_program(struct exec *e, struct pt_regs *regs)
 	return 0;
 }
 
-int do_exec(int dirfd, const char *path, u32 lookup, const char *filename, const struct string_source *argv,
-		   const struct string_source *envp, struct pt_regs *regs)
+int do_exec(struct exec *e, int dirfd, const char *path, u32 lookup, const struct string_source *argv,
+	    const struct string_source *envp, struct pt_regs *regs)
 {
-	struct exec *e = kzalloc(sizeof(*e), GFP_KERNEL);
 	int err;
 
-	if (!e)
-		return -ENOMEM;
-	e->filename = filename;
 	e->file = open_exec(dirfd, path, lookup);
-	if (IS_ERR(e->file)) {
-		err = (int)PTR_ERR(e->file);
-		kfree(e);
-		return err;
-	}
+	if (IS_ERR(e->file))
+		return (int)PTR_ERR(e->file);
 	err = exec_take_arguments(e, argv, envp);
 	if (!err)
 		err = load_program(e, regs);
@@ -327,38 +321,48 @@ int do_exec(int dirfd, const char *path, u32 lookup, const char *filename, const
 		mm_put(e->mm);
 	exec_free_strings(&e->strings);
 	fput(e->file);
-	kfree(e);
 	return err;
 }
 
 /* ---- system calls ---- */
 
+struct user_exec {
+	struct exec e;
+	char path[PATH_MAX], name[PATH_MAX];
+};
+
+/* What the program is called: relative to a directory that only a descriptor names, by that. */
+static void set_filename(struct user_exec *u, int dirfd)
+{
+	struct files *files = current_task()->files;
+
+	u->e.filename = u->path;
+	if (dirfd == AT_FDCWD || u->path[0] == '/')
+		return;
+	u->e.filename = u->name;
+	snprintf(u->name, sizeof(u->name), u->path[0] ? "/dev/fd/%d/%s" : "/dev/fd/%d", dirfd, u->path);
+	mutex_lock(&files->lock);
+	u->e.name_closes = dirfd >= 0 && (u32)dirfd < files->size && test_bit((u32)dirfd, files->close_on_exec);
+	mutex_unlock(&files->lock);
+}
+
 static s64 exec_by_user(int dirfd, const char *user_path, const char *const *argv, const char *const *envp, u32 flags)
 {
-	char *path = kmalloc(2 * PATH_MAX, GFP_KERNEL), *name;
+	struct user_exec *u = kzalloc(sizeof(*u), GFP_KERNEL);
 	ssize_t length;
 	s64 err;
 
-	if (!path)
+	if (!u)
 		return -ENOMEM;
-	length = strncpy_from_user(path, user_path, PATH_MAX);
+	length = strncpy_from_user(u->path, user_path, PATH_MAX);
 	err = length < 0 ? length : length == PATH_MAX ? -ENAMETOOLONG : !length && !(flags & AT_EMPTY_PATH) ? -ENOENT : 0;
-	if (err)
-		goto out;
-	name = path;
-	if (dirfd != AT_FDCWD && path[0] != '/') {
-		name = path + PATH_MAX;
-		if (length)
-			snprintf(name, PATH_MAX, "/dev/fd/%d/%s", dirfd, path);
-		else
-			snprintf(name, PATH_MAX, "/dev/fd/%d", dirfd);
+	if (!err) {
+		set_filename(u, dirfd);
+		err = do_exec(&u->e, dirfd, u->path, (flags & AT_SYMLINK_NOFOLLOW ? 0 : LOOKUP_FOLLOW) |
+			      (flags & AT_EMPTY_PATH), &(struct string_source){ .list = argv },
+			      &(struct string_source){ .list = envp }, task_regs(current_task()));
 	}
-	err = do_exec(dirfd, path, (flags & AT_SYMLINK_NOFOLLOW ? 0 : LOOKUP_FOLLOW) |
-		      (flags & AT_EMPTY_PATH ? AT_EMPTY_PATH : 0), name,
-		      &(struct string_source){ .list = argv }, &(struct string_source){ .list = envp },
-		      task_regs(current_task()));
-out:
-	kfree(path);
+	kfree(u);
 	return err;
 }
 

@@ -89,10 +89,12 @@ fail:
 int run_init_process(const char *path, const char *const argv[], const char *const envp[])
 {
 	static struct pt_regs regs;
+	static struct exec e;
 	int err = current_task() ? 0 : become_process();
 
+	e = (struct exec){ .filename = path };
 	if (!err)
-		err = do_exec(AT_FDCWD, path, LOOKUP_FOLLOW, path, &(struct string_source){ argv, true },
+		err = do_exec(&e, AT_FDCWD, path, LOOKUP_FOLLOW, &(struct string_source){ argv, true },
 			      &(struct string_source){ envp, true }, &regs);
 	if (err)
 		return err;

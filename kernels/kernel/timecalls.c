@@ -337,6 +337,20 @@ SYSCALL_DEFINE3(setitimer, 38, int, which, const struct itimerval *, user, struc
 
 /* ---- accounting ---- */
 
+/* RLIMIT_CPU: a warning each second from the soft limit on, the end at the hard one. */
+static void check_cpu_limit(struct process *p)
+{
+	const struct rlimit *limit = &p->rlim[RLIMIT_CPU];
+	u64 ticks = p->user_ticks + p->system_ticks;
+
+	if (limit->cur == RLIM_INFINITY || ticks % HZ)
+		return;
+	if (ticks / HZ >= limit->max)
+		send_signal_process(p, SIGKILL, NULL);
+	else if (ticks / HZ >= limit->cur)
+		send_signal_process(p, SIGXCPU, NULL);
+}
+
 void task_tick(bool user)
 {
 	struct process *p = current->task ? current->task->process : NULL;
@@ -351,4 +365,5 @@ void task_tick(bool user)
 	if (user)
 		count_cpu_timer(p, 0, SIGVTALRM);
 	count_cpu_timer(p, 1, SIGPROF);
+	check_cpu_limit(p);
 }

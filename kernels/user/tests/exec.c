@@ -397,7 +397,7 @@ static void threads(void)
 static void by_fd(void)
 {
 	int fd = open(self, O_RDONLY | O_CLOEXEC), dir = open("/tmp", O_RDONLY | O_DIRECTORY);
-	char *argv[] = { "x", "exit", "44", NULL }, *envp[] = { NULL };
+	char *argv[] = { "x", "exit", "44", NULL }, *envp[] = { NULL }, path[64];
 
 	CHILD("execveat fd", T(syscall(SYS_execveat, fd, "", argv, envp, AT_EMPTY_PATH)));
 	CHILD("execveat dir", T(syscall(SYS_execveat, dir, "lx-s1", argv, envp, 0)));
@@ -408,11 +408,45 @@ static void by_fd(void)
 	CHILD("execveat link", T(syscall(SYS_execveat, dir, "lx-loop", argv, envp, AT_SYMLINK_NOFOLLOW)));
 	close(fd);
 	close(dir);
+	for (int noexec = 0; noexec < 2; noexec++) {
+		fd = memfd_create("program", MFD_CLOEXEC | (noexec ? 8 : 0));	/* MFD_NOEXEC_SEAL */
+		good_image();
+		(void)!write(fd, image, image_size);
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+		CHILD("memfd", T(syscall(SYS_execveat, fd, "", argv, envp, AT_EMPTY_PATH)));
+		CHILD("memfd by name", T(execve(path, argv, envp)));
+		close(fd);
+	}
+	/* the name of the file that a process executes: it may be gone */
+	good_image();
+	put("/tmp/lx-gone", image, image_size, 0755);
+	CHILD("deleted", {
+		fd = open("/tmp/lx-gone", O_RDONLY);
+		unlink("/tmp/lx-gone");
+		T(syscall(SYS_execveat, fd, "", argv, envp, AT_EMPTY_PATH));
+	});
+	CHILD("script by a closed descriptor", {
+		put_text("/tmp/lx-fd", "#!/tmp/lx-l0\n");
+		fd = open("/tmp/lx-fd", O_RDONLY | O_CLOEXEC);
+		T(syscall(SYS_execveat, fd, "", argv, envp, AT_EMPTY_PATH));
+	});
+	CHILD("no execute permission in the directory", {
+		mkdir("/tmp/lx-dir2", 0700);
+		put_text("/tmp/lx-dir2/x", "#!/tmp/lx-l0\n");
+		(void)!setuid(1000);
+		T(execve("/tmp/lx-dir2/x", argv, envp));
+	});
+	CHILD("only to be executed", {
+		put("/tmp/lx-111", image, image_size, 0111);
+		(void)!setuid(1000);
+		T(open("/tmp/lx-111", O_RDONLY));
+		T(execve("/tmp/lx-111", argv, envp));
+	});
 }
 
 static void clean_up(void)
 {
-	DIR *dir = opendir("/tmp");
+	DIR *dir = (unlink("/tmp/lx-dir2/x"), opendir("/tmp"));
 	struct dirent *entry;
 	char path[300];
 
