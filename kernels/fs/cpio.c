@@ -44,7 +44,7 @@ struct member {
 struct hard_link {
 	struct list_head list;
 	u32 ino, major, minor;
-	struct file *file;
+	struct ramfs_file *file;
 };
 
 static int malformed(u64 at, const char *what)
@@ -151,7 +151,7 @@ static bool checksum_fits(const struct member *m)
 }
 
 /* Remembers the file; contents go from whichever link has them to all others. */
-static int share_contents(struct archive *a, const struct member *m, struct file *f)
+static int share_contents(struct archive *a, const struct member *m, struct ramfs_file *f)
 {
 	struct hard_link *link, *added = kmalloc(sizeof(*added), GFP_KERNEL);
 
@@ -188,7 +188,7 @@ static int make_file(struct archive *a, const struct member *m)
 {
 	u32 mode = m->field[MODE], type = mode & S_IFMT;
 	bool has_contents = type == S_IFREG || type == S_IFLNK;
-	struct file *f;
+	struct ramfs_file *f;
 
 	if (mode > 0xffff || !type)
 		return malformed(m->at, "the mode has no known type of file");

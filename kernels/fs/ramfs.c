@@ -9,10 +9,10 @@
 #include "panic.h"
 #include "string.h"
 
-static struct file root;
+static struct ramfs_file root;
 static u64 last_ino;
 
-static void init_file(struct file *f, struct file *parent, char *name, u32 mode)
+static void init_file(struct ramfs_file *f, struct ramfs_file *parent, char *name, u32 mode)
 {
 	memset(f, 0, sizeof(*f));
 	f->name = name;
@@ -30,7 +30,7 @@ void ramfs_init(void)
 	init_file(&root, &root, "/", S_IFDIR | 0755);
 }
 
-static bool is_directory(const struct file *f)
+static bool is_directory(const struct ramfs_file *f)
 {
 	return (f->mode & S_IFMT) == S_IFDIR;
 }
@@ -52,9 +52,9 @@ static bool next_component(const char **path, const char **name, size_t *length)
 	return *length;
 }
 
-static struct file *find_child(struct file *dir, const char *name, size_t length)
+static struct ramfs_file *find_child(struct ramfs_file *dir, const char *name, size_t length)
 {
-	struct file *f;
+	struct ramfs_file *f;
 
 	list_for_each_entry(f, &dir->children, siblings) {
 		if (!strncmp(f->name, name, length) && !f->name[length])
@@ -63,9 +63,9 @@ static struct file *find_child(struct file *dir, const char *name, size_t length
 	return NULL;
 }
 
-static struct file *add_child(struct file *dir, const char *name, size_t length, u32 mode)
+static struct ramfs_file *add_child(struct ramfs_file *dir, const char *name, size_t length, u32 mode)
 {
-	struct file *f;
+	struct ramfs_file *f;
 	char *copy;
 
 	if (length > NAME_MAX || (length == 2 && !memcmp(name, "..", 2)))
@@ -84,9 +84,9 @@ static struct file *add_child(struct file *dir, const char *name, size_t length,
 	return f;
 }
 
-struct file *file_lookup(const char *path)
+struct ramfs_file *file_lookup(const char *path)
 {
-	struct file *f = &root;
+	struct ramfs_file *f = &root;
 	const char *name;
 	size_t length;
 
@@ -100,9 +100,9 @@ struct file *file_lookup(const char *path)
 	return f;
 }
 
-struct file *file_create(const char *path, u32 mode, const void *data, u64 size)
+struct ramfs_file *file_create(const char *path, u32 mode, const void *data, u64 size)
 {
-	struct file *dir = &root, *f = &root;
+	struct ramfs_file *dir = &root, *f = &root;
 	const char *name;
 	size_t length;
 

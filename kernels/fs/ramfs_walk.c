@@ -1,16 +1,16 @@
-/* Goes over what the initramfs was unpacked into (fs/ramfs.c), for fs/rootfs.c: the two know different struct files. */
+/* Goes over what the initramfs was unpacked into (fs/ramfs.c), for fs/rootfs.c: no other file knows both kinds of files. */
 #include "fs.h"
 #include "rootfs.h"
 
 int ramfs_for_each(int (*fn)(const char *path, const struct ramfs_entry *e))
 {
-	struct file *root = file_lookup("/"), *f = root;
+	struct ramfs_file *root = file_lookup("/"), *f = root;
 	static char path[PATH_MAX];
 	u64 len = 0;
 
 	while (root) {
 		if (!list_empty(&f->children)) {
-			f = list_first_entry(&f->children, struct file, siblings);
+			f = list_first_entry(&f->children, struct ramfs_file, siblings);
 		} else {
 			while (f != root && f->siblings.next == &f->parent->children) {
 				f = f->parent;

@@ -7,9 +7,9 @@
 #define NAME_MAX	255
 #define PATH_MAX	4096
 
-/* Fields: struct list_head siblings, children; struct file *parent; u32 mode; u64 size; const u8 *data (in the
+/* Fields: struct list_head siblings, children; struct ramfs_file *parent; u32 mode; u64 size; const u8 *data (in the
  * initramfs or vmalloced); u64 ino; char *name. The release orders them and adds its own. */
-struct file {
+struct ramfs_file {
 	RELEASE_FILE_FIELDS
 };
 #define S_IFMT	0170000
@@ -20,8 +20,8 @@ struct file {
 
 void ramfs_init(void);
 /* File of an absolute path, symbolic links not followed; NULL. */
-struct file *file_lookup(const char *path);
+struct ramfs_file *file_lookup(const char *path);
 /* Makes the file and missing directories; NULL if something else is there or memory is short. */
-struct file *file_create(const char *path, u32 mode, const void *data, u64 size);
+struct ramfs_file *file_create(const char *path, u32 mode, const void *data, u64 size);
 /* Unpacks a cpio archive in "newc" form; 0, or -EINVAL with a message that says where it is malformed. */
 int cpio_unpack(const void *archive, u64 size);

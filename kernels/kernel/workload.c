@@ -111,7 +111,7 @@ static const char *line_end(const char *s, const char *end)
 const char *chain_line(void)
 {
 	static char line[PATH_MAX + COMMAND_LINE_SIZE];
-	const struct file *f = file_lookup(CHAIN_PATH);
+	const struct ramfs_file *f = file_lookup(CHAIN_PATH);
 	const char *s, *end;
 
 	if (!f || (f->mode & S_IFMT) != S_IFREG || !f->size)
@@ -160,7 +160,7 @@ static int load_next(const char *line)
 	static char command_line[COMMAND_LINE_SIZE];
 	static char path[PATH_MAX];
 	const char *space = strchr(line, ' ');
-	const struct file *image;
+	const struct ramfs_file *image;
 	int err;
 
 	strscpy(path, line, space ? min(sizeof(path), (size_t)(space - line) + 1) : sizeof(path));

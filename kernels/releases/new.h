@@ -49,7 +49,7 @@
 	const u8 *data;			\
 	u32 mode;			\
 	u32 links;			\
-	struct file *parent;		\
+	struct ramfs_file *parent;		\
 	struct list_head children;	\
 	struct list_head siblings;	\
 	u64 mtime;			\

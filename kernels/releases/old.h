@@ -42,7 +42,7 @@
 
 #define RELEASE_FILE_FIELDS		\
 	char *name;			\
-	struct file *parent;		\
+	struct ramfs_file *parent;		\
 	struct list_head siblings;	\
 	struct list_head children;	\
 	u32 mode;			\

@@ -122,24 +122,24 @@ void host_new_tree(void)
 	allocated = 0;
 }
 
-u64 host_file_size(const struct file *f)
+u64 host_file_size(const struct ramfs_file *f)
 {
 	return f->size;
 }
 
-u32 host_file_mode(const struct file *f)
+u32 host_file_mode(const struct ramfs_file *f)
 {
 	return f->mode;
 }
 
-const u8 *host_file_data(const struct file *f)
+const u8 *host_file_data(const struct ramfs_file *f)
 {
 	return f->data;
 }
 
-struct file *host_file_child(struct file *dir, u64 n)
+struct ramfs_file *host_file_child(struct ramfs_file *dir, u64 n)
 {
-	struct file *f;
+	struct ramfs_file *f;
 
 	list_for_each_entry(f, &dir->children, siblings) {
 		if (!n--)
@@ -148,7 +148,7 @@ struct file *host_file_child(struct file *dir, u64 n)
 	return NULL;
 }
 
-const char *host_file_name(const struct file *f)
+const char *host_file_name(const struct ramfs_file *f)
 {
 	return f->name;
 }

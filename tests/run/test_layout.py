@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import re
 from pathlib import Path
 
 import pytest
+from elftools.elf.elffile import ELFFile
 from hypothesis import given
 from hypothesis import strategies as st
 
 import kernels
+from emu.boot import BzImage
 from emu.debug import view
 from emu.debug.layout import Layouts, Member, UnknownStructure
+from emu.debug.release import Kernel
 from emu.errors import ImageError
 from kernels.build import BARE_METAL, compile_with_zig, project_root
 
@@ -124,13 +128,38 @@ RELEASES = {name: Layouts.read(kernels.BIN_DIR / f"{name}.elf") for name in ("ol
 INCLUDE = project_root() / "kernels" / "include"
 
 
-@pytest.mark.parametrize("struct", ["page", "thread"])
+@pytest.mark.parametrize("struct", ["page", "thread", "file", "ramfs_file"])
 def test_the_releases_differ(struct: str) -> None:
     """So nothing that the host reads can be right by accident."""
     old, new = (RELEASES[name].struct(struct) for name in ("old", "new"))
     assert old.size != new.size
     moved = [n for n in old.members.keys() & new.members.keys() if old.offset(n) != new.offset(n)]
     assert len(moved) >= 4
+
+
+def test_the_releases_lie_elsewhere() -> None:
+    """In virtual memory, and where a loader puts them: image, direct map, vmalloc area, struct pages."""
+    old, new = (Kernel.open(name) for name in ("old", "new"))
+    assert old.symbols is not None and new.symbols is not None
+    names = ("_text", "start_kernel", "schedule", "kho_memory_init")
+    assert all(old.symbols.address(name) != new.symbols.address(name) for name in names)
+    preferred = [BzImage.parse(kernel.image).preferred for kernel in (old, new)]
+    assert preferred[0] != preferred[1] and all(at % (2 << 20) == 0 for at in preferred)
+    variables = ("page_offset_base", "vmalloc_base", "vmemmap_base")
+    assert all(constant(old, name) != constant(new, name) for name in variables)
+
+
+def constant(kernel: Kernel, name: str) -> int:
+    """A 64-bit constant of a kernel."""
+    assert kernel.symbols is not None and kernel.elf is not None
+    address = kernel.symbols.address(name)
+    assert address is not None
+    with io.BytesIO(kernel.elf) as f:
+        for segment in ELFFile(f).iter_segments():
+            offset = address - segment["p_vaddr"]
+            if segment["p_type"] == "PT_LOAD" and 0 <= offset < segment["p_filesz"]:
+                return int.from_bytes(segment.data()[offset : offset + 8], "little")
+    raise AssertionError(f"{name} is in no segment")
 
 
 @pytest.mark.parametrize("release", RELEASES)
