@@ -192,6 +192,10 @@ int run_init_process(const char *path, const char *const argv[], const char *con
 /* The one that the command line or the initramfs has; returns if there is none. */
 void run_first_program(void);
 
+/* For a page that a program needs and there is no memory for: another process is made to end and gets time to do so. True:
+ * try again. False: it is this one that ends, or it took too long for somebody who may hold what the other waits for. */
+bool out_of_memory(bool may_hold_locks, u32 *turns);
+
 bool capable(void);				/* euid 0 */
 
 /* Groups and sessions (kernel/session.c). */

@@ -169,35 +169,27 @@ u64 mm_access(struct mm *mm, u64 addr, void *buf, u64 size, bool write)
 	return done;
 }
 
-static void out_of_memory(void)
-{
-	struct process *p = current_process();
-
-	pr_err("Out of memory: Killed process %d (%s)\n", p->pid, p->comm);
-	force_signal(SIGKILL, SI_KERNEL, 0);
-}
-
 static void bad_access(u64 addr, int err)
 {
-	if (err == -ENOMEM) {
-		out_of_memory();
-	} else if (err == -EIO) {
+	if (err == -EIO)
 		force_signal(SIGBUS, BUS_ADRERR, addr);
-	} else {
+	else if (err != -ENOMEM)		/* then it is being killed */
 		force_signal(SIGSEGV, err == -EACCES ? SEGV_ACCERR : SEGV_MAPERR, addr);
-	}
 }
 
 bool user_page_fault(struct pt_regs *regs, u64 addr)
 {
 	struct task *t = current_task();
 	int err = -EFAULT;
+	u32 turns = 0;
 	u64 fixup;
 
 	if (t && t->mm && addr < USER_END) {
 		if (regs->rflags & RFLAGS_IF)
 			local_irq_enable();
-		err = mm_fault(t->mm, addr, regs->error_code & PF_WRITE, regs->error_code & PF_EXEC);
+		do {
+			err = mm_fault(t->mm, addr, regs->error_code & PF_WRITE, regs->error_code & PF_EXEC);
+		} while (err == -ENOMEM && out_of_memory(!user_mode(regs), &turns));
 		local_irq_disable();
 		if (!err)
 			return true;

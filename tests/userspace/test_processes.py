@@ -101,6 +101,7 @@ ENDS = {
     "storm": "exited 0",
     "recursion": "killed by 11",
     "all memory": "killed by 9",
+    "all memory, and others": "exited 0",
     "fork bomb": "killed by 9",
     "thread bomb": "exited 0",
     "limited processes": "exited 4",

@@ -349,6 +349,26 @@ static void all_memory(void)
 	}
 }
 
+/* Others need a page now and then while one takes them all. */
+static void all_memory_and_others(void)
+{
+	int status, bad = 0;
+	pid_t pid = fork();
+
+	if (!pid)
+		all_memory();
+	while (waitpid(pid, &status, WNOHANG) == 0)
+		if (!fork()) {
+			static char page[65536];
+
+			memset(page, 1, sizeof(page));
+			_exit(0);
+		} else if (waitpid(-1, &status, 0) > 0 && WIFSIGNALED(status)) {
+			bad++;
+		}
+	_exit(bad > 1);		/* the one that was to end, and that one only */
+}
+
 static void fork_bomb(void)
 {
 	for (int i = 0; i < 10; i++)
@@ -467,7 +487,8 @@ int main(int argc, char **argv)
 		{ "random frames", random_frames }, { "spoiled frames", spoiled_frames }, { "endless handlers", endless_handlers },
 		{ "endless faults", endless_segv }, { "handler in the kernel", kernel_handler },
 		{ "no restorer", handler_without_restorer }, { "storm", storm },
-		{ "recursion", endless_recursion }, { "all memory", all_memory }, { "fork bomb", fork_bomb },
+		{ "recursion", endless_recursion }, { "all memory", all_memory },
+		{ "all memory, and others", all_memory_and_others }, { "fork bomb", fork_bomb },
 		{ "thread bomb", thread_bomb }, { "limited processes", limited_processes }, { "exec itself", exec_itself },
 		{ "vfork, parent killed", vfork_fun },
 	};
