@@ -7,7 +7,7 @@ is KHO and holds where the root FDT and the list of scratch areas are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,7 +25,7 @@ from kho.abi import (
     SETUP_KEXEC_KHO,
 )
 from kho.errors import FormatError
-from kho.memory import Reader
+from kho.memory import Reader, merge
 
 # What a search looks at, at most
 HEADS_MAX = 256
@@ -43,6 +43,11 @@ class ScratchArea:
     def end(self) -> int:
         """First address above the area."""
         return self.phys + self.size
+
+
+def lies_in(areas: Iterable[ScratchArea], start: int, end: int) -> bool:
+    """Whether [start, end) is scratch. Areas that touch are one piece of memory to a kernel."""
+    return any(low <= start and end <= high for low, high in merge((a.phys, a.end) for a in areas))
 
 
 @dataclass(frozen=True)

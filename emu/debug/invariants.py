@@ -39,7 +39,7 @@ from kho.abi import PAGE_SIZE
 from kho.check import Report, Violation
 from kho.handover import Handover
 from kho.memory import Reader, Words
-from kho.setup_data import ScratchArea
+from kho.setup_data import ScratchArea, lies_in
 from luo.abi import LUO_COMPATIBLE
 from luo.check import metadata_pages
 from luo.memfd import Memfd
@@ -723,7 +723,7 @@ class RuntimeChecker:
 
     def _in_scratch(self, start: int, end: int) -> bool:
         received = self.state.kernel.received
-        return received is None or any(a.phys <= start and end <= a.end for a in received.scratch)
+        return received is None or lies_in(received.scratch, start, end)
 
     def _start_kernel(self, r: Registers) -> None:
         """x86_64_start_kernel(boot_params), with the address as the loader gave it."""

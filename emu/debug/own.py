@@ -32,7 +32,7 @@ from kho.fdt import Fdt
 from kho.handover import Handover
 from kho.memory import Words
 from kho.metadata import KexecMetadata
-from kho.setup_data import ScratchArea
+from kho.setup_data import ScratchArea, lies_in
 from luo.check import metadata_pages
 
 FIRST_MIB = 1 << 20
@@ -76,8 +76,8 @@ class Handed:
     kexec_count: int
 
     def in_scratch(self, start: int, end: int) -> bool:
-        """Whether [start, end) lies in one scratch area."""
-        return any(a.phys <= start and end <= a.end for a in self.scratch)
+        """Whether [start, end) is scratch."""
+        return lies_in(self.scratch, start, end)
 
 
 @dataclass
