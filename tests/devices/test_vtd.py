@@ -10,7 +10,23 @@ from emu.devices import vtd
 from emu.devices.vtd_tables import FAULT_REASONS
 from emu.dma import NO_RAM, NOWHERE
 from tests.devices.dma_rig import (
-    CONTEXTS, DEVICE, DOMAIN, FECTL, FRCD, FSTS, GCMD, GSTS, IQA, IQH, IQT, QIE, QUEUE, ROOT, SRTP, STATUS, TE,
+    CONTEXTS,
+    DEVICE,
+    DOMAIN,
+    FECTL,
+    FRCD,
+    FSTS,
+    GCMD,
+    GSTS,
+    IQA,
+    IQH,
+    IQT,
+    QIE,
+    QUEUE,
+    ROOT,
+    SRTP,
+    STATUS,
+    TE,
     Remapping,
 )  # fmt: skip
 
@@ -345,7 +361,7 @@ def test_part_of_a_large_page_may_be_the_interrupt_range(r: Remapping) -> None:
     r.translate_on()
     for iova in (0x3EE0_0000, 0x3ED0_0000, 0x3EE0_0000, 0x3EEF_FFFF, 0x3EF0_0000):
         r.dma(iova)
-    assert r.log.records()["fault"].tolist() == [0xE, NO_RAM, 0xE, 0xE, NO_RAM], "also where the page is cached"
+    assert r.log.records()["fault"].tolist() == [0xE, NO_RAM, 0xE, 0xE, NO_RAM], "also when cached"
 
 
 def test_the_interrupt_range_is_not_translated(r: Remapping) -> None:
@@ -612,7 +628,7 @@ def test_page_invalidation(
 
 
 def test_registers_invalidate_nothing_that_is_wrong(r: Remapping) -> None:
-    """Granularity 0, a mask beyond MAMV, and all of it while the queue is on: completed with granularity 0."""
+    """Granularity 0, a mask beyond MAMV, anything while the queue is on: completed with granularity 0."""
     fill(r)
     r.w(0x28, 1 << 63, 8)
     assert r.r(0x28, 8) >> 59 == 0
@@ -726,7 +742,8 @@ BAD = [
     (0, 0, 3), (3, 0, 3), (6, 0, 3), (7, 0, 3), (15, 0, 3), (1 << 9 | 5, 0, 3), (1 << 11 | 1 << 4 | 1, 0, 3),
     (1, 0, 4), (1 | 1 << 4 | 1 << 6, 0, 4), (1 | 1 << 4 | 1 << 12, 0, 4), (1 | 1 << 4 | 1 << 50, 0, 4),
     (1 | 1 << 4, 1, 4), (2, 0, 4), (2 | 1 << 4 | 1 << 8, 0, 4), (2 | 1 << 4 | 1 << 32, 0, 4),
-    (2 | 3 << 4, 1 << 7, 4), (2 | 3 << 4, 19, 4), (4 | 1 << 5, 0, 4), (4 | 1 << 12, 0, 4), (4 | 1 << 48, 0, 4),
+    (2 | 3 << 4, 1 << 7, 4), (2 | 3 << 4, 19, 4), (4 | 1 << 5, 0, 4), (4 | 1 << 12, 0, 4),
+    (4 | 1 << 48, 0, 4),
     (4, 1, 4), (5 | 1 << 8, 0, 4), (5 | 1 << 12, 0, 4), (5 | 1 << 31, 0, 4), (5, 1, 4), (5, 2, 4),
 ]  # fmt: skip
 

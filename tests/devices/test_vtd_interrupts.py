@@ -6,7 +6,15 @@ import pytest
 
 from emu.dma import MSI_BASE
 from tests.devices.dma_rig import (
-    CFI, DEVICE, FSTS, IQH, IRE, IRTA, SIRTP, TABLE, Remapping,
+    CFI,
+    DEVICE,
+    FSTS,
+    IQH,
+    IRE,
+    IRTA,
+    SIRTP,
+    TABLE,
+    Remapping,
 )  # fmt: skip
 
 EIME = 1 << 11
