@@ -136,7 +136,8 @@ def test_hundreds_of_each(part: int, tmp_path: Path) -> None:
 
 def luemu(*words: str) -> End:
     """The same update by the command, in a process of its own."""
-    command = [sys.executable, "-m", "emu", "run", "--memory", "128M", "--json", "--cmdline", CMDLINE, *words]
+    command = [sys.executable, "-m", "emu", "run", "--workload", "kho", "--memory", "128M", "--json"]
+    command += ["--cmdline", CMDLINE, *words]
     done = subprocess.run(command, capture_output=True, check=False, cwd=project_root())
     document = json.loads(done.stdout)
     assert document["end"]["kind"] == "power-off", document

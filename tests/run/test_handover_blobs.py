@@ -68,7 +68,8 @@ def test_nothing_is_wrong_with_a_dump(
     old: str, new: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dumps = [f"{when}={tmp_path / when}.raw" for when in "JK"]
-    words = ["run", "--json", "--memory", "128M", "--cmdline", CMDLINE, "--old", old, "--new", new]
+    words = ["run", "--workload", "kho", "--json", "--memory", "128M", "--cmdline", CMDLINE]
+    words += ["--old", old, "--new", new]
     assert main([*words, *(word for dump in dumps for word in ("--dump", dump))]) == 0
     capsys.readouterr()
     for when in "JK":
