@@ -45,6 +45,7 @@ void mapping_truncate(struct mapping *m, u64 first);
 #define F_SEAL_WRITE		0x0008
 #define F_SEAL_FUTURE_WRITE	0x0010
 #define F_SEAL_EXEC		0x0020
+#define F_SEALS_WRITE		(F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)
 
 struct shmem {				/* inode->shmem */
 	struct mapping mapping;

@@ -186,6 +186,16 @@ static int parse_reserve_mem(const char *value)
 }
 kernel_param("reserve_mem", parse_reserve_mem);
 
+/* Regions are not restored: they stay reserved as they came. */
+static int own_regions(void)
+{
+	for (unsigned int i = 0; i < nr_regions; i++)
+		if (regions[i].start)
+			kho_own_range(claim(regions[i].start), regions[i].size);
+	return 0;
+}
+fs_initcall(own_regions);
+
 /* ---- to the next kernel ---- */
 
 static struct page *first_page(const struct reserve_mem_region *r, u64 *nr_pages)

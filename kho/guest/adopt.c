@@ -220,6 +220,8 @@ static int kho_adopt(claim_t root)
 	err = memblock_reserve_noinit_ranges(a.ranges, a.nr_ranges);
 	if (err)
 		set_private(&a, false);
+	for (u64 i = 0; !err && i < a.nr_ranges; i++)
+		kho_count_adopted(PFN_DOWN(a.ranges[i].size));
 free:
 	free_array(a.nodes, nr_nodes, sizeof(*a.nodes));
 	free_array(a.ranges, nr_runs, sizeof(*a.ranges));

@@ -149,6 +149,30 @@ static bool chain_ends(u64 head)
 	return true;
 }
 
+static int check_count(const struct kho_block_set *set, const struct kho_block_header_ser *ser)
+{
+	if (ser->count && ser->count <= set->capacity)
+		return 0;
+	pr_err("Block contains invalid entry count: %llu\n", (unsigned long long)ser->count);
+	return -EINVAL;
+}
+
+int kho_block_set_check(const struct kho_block_set *set, u64 head)
+{
+	const struct kho_block_header_ser *ser;
+	int err = 0;
+
+	if (!chain_ends(head)) {
+		pr_err("Block set is corrupted\n");
+		return -EINVAL;
+	}
+	for (u64 at = head; at && !err; at = ser->next) {
+		ser = phys_to_virt(at);
+		err = check_count(set, ser);
+	}
+	return err;
+}
+
 int kho_block_set_restore(struct kho_block_set *set, u64 head)
 {
 	u64 at = head;
@@ -167,10 +191,8 @@ int kho_block_set_restore(struct kho_block_set *set, u64 head)
 		struct kho_block_header_ser *ser = phys_to_virt(at);
 
 		at = ser->next;
-		if (!err && (!ser->count || ser->count > set->capacity)) {
-			pr_err("Block contains invalid entry count: %llu\n", (unsigned long long)ser->count);
-			err = -EINVAL;
-		}
+		if (!err)
+			err = check_count(set, ser);
 		if (!err && !track(set, ser))
 			err = -ENOMEM;
 		if (err)

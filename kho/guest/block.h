@@ -35,6 +35,8 @@ void kho_block_set_init(struct kho_block_set *set, u32 entry_size);
 int kho_block_set_grow(struct kho_block_set *set, u64 entries);
 /* Drops blocks at the end that are not needed for `entries` in total. */
 void kho_block_set_shrink(struct kho_block_set *set, u64 entries);
+/* Whether restore would take the chain: 0 or -EINVAL, and nothing is taken. */
+int kho_block_set_check(const struct kho_block_set *set, u64 head);
 /* The chain of the previous kernel. 0; -EINVAL: it is malformed, and all of it that could be reached is freed; -ENOMEM,
  * the same. */
 int kho_block_set_restore(struct kho_block_set *set, u64 head);

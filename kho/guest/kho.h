@@ -41,6 +41,13 @@ struct folio *kho_restore_folio(phys_addr_t phys);
 struct page *kho_restore_pages(phys_addr_t phys, u64 nr_pages);
 void *kho_restore_vmalloc(const struct kho_vmalloc *desc);
 void kho_restore_free(void *mem);
+/* Who will restore a block (owner.c). False: no preserved block begins there. `before` is who owned it; 0: nobody, and
+ * now it is `owner`. */
+#define KHO_OWNER_KHO	1UL
+bool kho_own(claim_t block, u64 owner, unsigned int *order, u64 *before);
+void kho_own_range(claim_t start, u64 size);	/* for KHO_OWNER_KHO: what is read in place and never restored */
+/* Adopted pages that nobody restored, and nobody is going to. */
+u64 kho_unowned_pages(void);
 /* Pages that kho_restore_*() gave to this kernel so far: its share of the managed pages (INV-38). */
 u64 kho_restored_pages(void);
 int kho_retrieve_subtree(const char *name, phys_addr_t *phys, u64 *size);

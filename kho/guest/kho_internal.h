@@ -46,6 +46,8 @@ static inline u64 kho_stamp(unsigned int order)
 {
 	return (u64)KHO_PAGE_MAGIC << 32 | order;
 }
+void kho_disown(struct page *page, unsigned int order);		/* owner.c: the block is restored */
+void kho_count_adopted(u64 pages);
 /* Whether preserved blocks tile [claimed, claimed + nr_pages) exactly. */
 bool kho_are_preserved(claim_t c, u64 nr_pages);
 

@@ -49,8 +49,11 @@ static bool take_stamp(claim_t c, u64 max_pages, unsigned int *order)
 	if (!kho_is_preserved(c, order) || max_pages >> *order == 0)
 		return false;
 	stamp = kho_stamp(*order);
-	return __atomic_compare_exchange_n(&phys_to_page(c.value)->private, &stamp, 0, false, __ATOMIC_ACQ_REL,
-					   __ATOMIC_RELAXED);
+	if (!__atomic_compare_exchange_n(&phys_to_page(c.value)->private, &stamp, 0, false, __ATOMIC_ACQ_REL,
+					 __ATOMIC_RELAXED))
+		return false;
+	kho_disown(phys_to_page(c.value), *order);
+	return true;
 }
 
 /* The pages of a block belong to this kernel from now on. */

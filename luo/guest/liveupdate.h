@@ -5,8 +5,9 @@
  *
  *	old kernel	can_preserve? -> preserve -> (freeze -> unfreeze)* -> freeze -> kexec
  *			                 preserve -> unpreserve			the session was closed
- *	new kernel	retrieve (once, on demand) -> can_finish? -> finish
- *			can_finish? -> finish					never asked for
+ *	new kernel	own -> retrieve (once, on demand) -> can_finish? -> finish
+ *			own -> can_finish? -> finish				never asked for
+ *			own						its record is refused
  *
  * An FLB is state shared by several files, kept as long as one of them is preserved: preserve before the first file's,
  * unpreserve after the last one's; in the new kernel retrieve when somebody asks, finish after the last file's.
@@ -26,6 +27,7 @@ struct liveupdate_file_args {
 	u64 serialized_data;		/* preserve: out; freeze may change it */
 	void *private_data;		/* preserve: out, given to unpreserve, freeze and unfreeze */
 	int retrieve_status;		/* 0 never tried, 1 success, else the error of the only attempt */
+	struct luo_owner *owner;	/* LUO's own */
 };
 
 struct liveupdate_file_ops {
@@ -38,6 +40,9 @@ struct liveupdate_file_ops {
 	int (*retrieve)(struct liveupdate_file_args *a);
 	void (*finish)(struct liveupdate_file_args *a);
 	u64 (*get_id)(struct file *file);			/* optional; the file's address */
+	/* Optional: looks at all that the data lead to, before anything of it is taken, and owns every block of it with
+	 * liveupdate_own(). An error is what retrieve will answer; what was owned stays as it is until reboot. */
+	int (*own)(struct liveupdate_file_args *a);
 };
 
 struct liveupdate_file_handler {
@@ -81,6 +86,10 @@ bool liveupdate_enabled(void);
 int liveupdate_reboot(void);
 /* Sessions that would be lost by a kexec that hands nothing over (kexec_load). */
 bool liveupdate_has_sessions(void);
+
+/* For ops->own: the preserved block at this address, which somebody claims, is the file's. 0 and the block's order;
+ * -ENOENT: no preserved block begins there; -EBUSY: it is another record's too, and then both are refused. */
+int liveupdate_own(struct liveupdate_file_args *a, u64 phys, unsigned int *order);
 
 /* -EOPNOTSUPP LUO is off, -EINVAL an operation is missing, -EEXIST the name is taken. */
 int liveupdate_register_file_handler(struct liveupdate_file_handler *h);

@@ -28,7 +28,6 @@ static bool handover_refused;		/* all of it: opening the device gives -EIO */
 static u64 liveupdate_num;		/* received */
 static struct luo_ser *outgoing;
 static u32 device_open;
-static u64 refused_pages;
 
 /* What this kernel accepts, where tools find it in the ELF file. */
 __used const char luo_compatible[] = LUO_COMPATIBLE;
@@ -48,19 +47,13 @@ early_param("luo_strict", strict_param);
 
 bool liveupdate_enabled(void) { return enabled; }
 
-void luo_count_refused_pages(u64 pages)
-{
-	refused_pages += pages;
-	if (pages)
-		pr_warn("%lu pages of refused records stay reserved until reboot (%lu in all)\n", pages, refused_pages);
-}
-
 /* ---- start-up ---- */
 
 static int early_startup(void)
 {
 	struct luo_ser *ser;
 	phys_addr_t phys;
+	unsigned int order;
 	u64 size;
 	int err;
 
@@ -88,11 +81,21 @@ static int early_startup(void)
 	}
 	liveupdate_num = ser->liveupdate_num;
 	pr_info("Retrieved live update data, liveupdate number: %lu\n", liveupdate_num);
+	if (!enabled) {
+		/* Nobody will ask for it, so what is wrong with it is of no consequence. It stays as it is. */
+		pr_warn("live update is off: what was handed over stays reserved until reboot\n");
+		return 0;
+	}
 	err = luo_session_setup_incoming(ser->sessions_pa);
+	if (err && luo_strict_linux)
+		return err;
 	if (err)
 		panic("the chain of session blocks is broken [%d]: what it held cannot be known", err);
 	luo_flb_setup_incoming(ser->flbs_pa);
-	kho_restore_free(ser);
+	if (kho_is_preserved(claim(phys), &order))
+		kho_restore_free(ser);
+	else
+		pr_warn("the page of LUO's state at %#lx was not preserved\n", phys);
 	return 0;
 }
 
@@ -127,15 +130,17 @@ static int luo_late_startup(void)
 	}
 	strscpy(outgoing->compatible, LUO_COMPATIBLE, sizeof(outgoing->compatible));
 	outgoing->liveupdate_num = liveupdate_num + 1;
-	err = luo_session_setup_outgoing(&outgoing->sessions_pa);
+	luo_session_setup_outgoing(&outgoing->sessions_pa);
+	err = luo_flb_setup_outgoing(&outgoing->flbs_pa);
+	if (err)
+		goto out;
+	err = kho_add_subtree(LUO_KHO_NODE_NAME, outgoing, sizeof(*outgoing));
 	if (!err)
-		err = luo_flb_setup_outgoing(&outgoing->flbs_pa);
-	if (!err)
-		err = kho_add_subtree(LUO_KHO_NODE_NAME, outgoing, sizeof(*outgoing));
-	if (err) {
-		kho_unpreserve_free(outgoing);
-		enabled = false;
-	}
+		return 0;
+	luo_flb_release_outgoing();
+out:
+	kho_unpreserve_free(outgoing);
+	enabled = false;
 	return err;
 }
 late_initcall(luo_late_startup);
@@ -163,6 +168,16 @@ int luo_respond(void *user, u32 user_size, const void *reply, u32 size)
 	return copy_to_user(user, reply, min(user_size, size)) ? -EFAULT : 0;
 }
 
+/* Counted late: by now others have taken what is theirs. */
+static int refused(void)
+{
+	if (!luo_refused_pages) {
+		luo_refused_pages = kho_unowned_pages();
+		pr_warn("pages of refused records that stay reserved until reboot: %lu\n", luo_refused_pages);
+	}
+	return -EIO;
+}
+
 static int luo_open(struct inode *inode, struct file *f)
 {
 	int err;
@@ -171,7 +186,7 @@ static int luo_open(struct inode *inode, struct file *f)
 	(void)f;
 	if (__atomic_exchange_n(&device_open, 1, __ATOMIC_SEQ_CST))
 		return -EBUSY;
-	err = handover_refused ? -EIO : luo_session_deserialize();
+	err = handover_refused ? refused() : luo_session_deserialize();
 	if (!err)
 		return 0;
 	__atomic_store_n(&device_open, 0, __ATOMIC_SEQ_CST);

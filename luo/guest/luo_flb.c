@@ -1,8 +1,9 @@
 /* State that several preserved files share (file-lifecycle-bound): see liveupdate.h.
  *
- * Outgoing and incoming are two lives of the same object. Files and references taken by get are counted apart: only
- * files go into the record, so a reference that is never returned does not keep the next kernel from finishing; and
- * the record's count is loaded before the first file is finished, whether or not anybody asked for the object.
+ * Outgoing and incoming are two lives of the same object. Each lasts as long as a file or a reference taken by get needs
+ * it. The two are counted apart: only files go into the record, so a reference that is never returned does not keep the
+ * next kernel from finishing; and the record's count is loaded before the first file is finished, whether or not anybody
+ * asked for the object.
  */
 #define pr_fmt(fmt) "luo: " fmt
 #include "luo_internal.h"
@@ -32,14 +33,30 @@ int luo_flb_setup_outgoing(u64 *flbs_pa)
 	return 0;
 }
 
+void luo_flb_release_outgoing(void)
+{
+	kho_unpreserve_free(outgoing);
+	outgoing = NULL;
+}
+
+/* What is in the page is looked at when an flb asks for its record. The page stays reserved. */
 void luo_flb_setup_incoming(u64 flbs_pa)
 {
+	const struct luo_flb_header_ser *h;
 	unsigned int order;
 
-	if (flbs_pa && kho_is_preserved(claim(flbs_pa), &order) && !order)
-		incoming = phys_to_virt(flbs_pa);
-	else if (flbs_pa)
-		pr_warn("the page of shared objects at %#lx was not preserved: they are refused\n", flbs_pa);
+	if (!flbs_pa)
+		return;
+	if (!kho_is_preserved(claim(flbs_pa), &order) || order) {
+		pr_err("the page of shared objects at %#lx was not preserved: they are refused\n", flbs_pa);
+		return;
+	}
+	kho_own_range(claim(flbs_pa), PAGE_SIZE);
+	h = phys_to_virt(flbs_pa);
+	if (h->pgcnt != LUO_FLB_PGCNT || h->count > LUO_FLB_MAX)
+		pr_err("%lu shared objects on %lu pages: they are refused\n", h->count, h->pgcnt);
+	else
+		incoming = h;
 }
 
 int liveupdate_register_flb(struct liveupdate_file_handler *h, struct liveupdate_flb *flb)
@@ -78,6 +95,8 @@ int liveupdate_register_flb(struct liveupdate_file_handler *h, struct liveupdate
 
 /* ---- the old kernel ---- */
 
+static bool unused(const struct liveupdate_flb_state *s) { return !s->files && !s->gets; }
+
 static int preserve_one(struct liveupdate_flb *flb)
 {
 	struct liveupdate_flb_state *s = &flb->outgoing;
@@ -85,30 +104,37 @@ static int preserve_one(struct liveupdate_flb *flb)
 	int err = 0;
 
 	mutex_lock(&s->lock);
-	if (!s->files)
+	if (unused(s)) {
 		err = flb->ops->preserve(&args);
-	if (!err && !s->files) {
-		s->data = args.data;
-		s->obj = args.obj;
+		if (!err) {
+			s->data = args.data;
+			s->obj = args.obj;
+		}
 	}
 	s->files += !err;
 	mutex_unlock(&s->lock);
 	return err;
 }
 
-static void unpreserve_one(struct liveupdate_flb *flb)
+/* Lock held. */
+static void unpreserve_if_unused(struct liveupdate_flb *flb)
 {
 	struct liveupdate_flb_state *s = &flb->outgoing;
+	struct liveupdate_flb_args args = { .flb = flb, .data = s->data, .obj = s->obj };
 
-	mutex_lock(&s->lock);
-	if (!--s->files) {
-		struct liveupdate_flb_args args = { .flb = flb, .data = s->data, .obj = s->obj };
+	if (!unused(s))
+		return;
+	flb->ops->unpreserve(&args);
+	s->data = 0;
+	s->obj = NULL;
+}
 
-		flb->ops->unpreserve(&args);
-		s->data = 0;
-		s->obj = NULL;
-	}
-	mutex_unlock(&s->lock);
+static void unpreserve_one(struct liveupdate_flb *flb)
+{
+	mutex_lock(&flb->outgoing.lock);
+	flb->outgoing.files--;
+	unpreserve_if_unused(flb);
+	mutex_unlock(&flb->outgoing.lock);
 }
 
 static void unpreserve_before(struct liveupdate_file_handler *h, struct link *end)
@@ -157,8 +183,10 @@ int liveupdate_flb_get_outgoing(struct liveupdate_flb *flb, void **obj)
 void liveupdate_flb_put_outgoing(struct liveupdate_flb *flb)
 {
 	mutex_lock(&flb->outgoing.lock);
-	if (!WARN_ON(!flb->outgoing.gets))
+	if (!WARN_ON(!flb->outgoing.gets)) {
 		flb->outgoing.gets--;
+		unpreserve_if_unused(flb);
+	}
 	mutex_unlock(&flb->outgoing.lock);
 }
 
@@ -189,13 +217,17 @@ static int load(struct liveupdate_flb *flb)
 
 	if (s->loaded)
 		return 0;
-	if (!incoming || incoming->pgcnt != LUO_FLB_PGCNT || incoming->count > LUO_FLB_MAX)
+	if (!incoming)
 		return -ENODATA;
 	for (u64 i = 0; i < incoming->count; i++) {
 		const struct luo_flb_ser *ser = &records(incoming)[i];
 
 		if (strncmp(ser->name, flb->compatible, LUO_COMPATIBLE_LENGTH))
 			continue;
+		if (!ser->count) {
+			pr_err("shared object '%s' has no users: it is refused\n", flb->compatible);
+			return -ENOENT;
+		}
 		s->data = ser->data;
 		s->files = ser->count;
 		s->loaded = true;

@@ -5,8 +5,8 @@
  * While a file is preserved its size and its pages are fixed, its pages are pinned outside scratch, and its contents may
  * change until the jump. What goes over is what is in memory then.
  *
- * A record of the previous kernel is looked at as a whole before anything of it is taken: a file that is damaged in one
- * place is refused (-EIO) with all of its memory untouched. `luo_strict=linux` gives Linux's errors for it instead.
+ * A record of the previous kernel is looked at as a whole before anything of it is taken (own): a file that is damaged in
+ * one place is refused with all of its memory untouched.
  */
 #define pr_fmt(fmt) "memfd_luo: " fmt
 #include "luo_internal.h"
@@ -81,7 +81,7 @@ static int preserve_contents(struct inode *inode, struct memfd_luo_ser *ser, voi
 	if (err)
 		return err;
 	ser->nr_folios = count_folios(m, pages);
-	*array = vmalloc(ser->nr_folios * sizeof(struct memfd_luo_folio_ser));
+	*array = vzalloc(ser->nr_folios * sizeof(struct memfd_luo_folio_ser));
 	err = -ENOMEM;
 	if (!*array)
 		goto out_unpin;
@@ -165,145 +165,176 @@ static int memfd_freeze(struct liveupdate_file_args *a)
 
 /* ---- the new kernel ---- */
 
-/* Calls fn for each record of the array, straight from the blocks of the vmalloc area that it was. What is not a
- * preserved page is not read. 0, fn's first error, or -EIO. */
-static int for_each_record(const struct memfd_luo_ser *ser, int (*fn)(const struct memfd_luo_folio_ser *r, void *ctx),
-			   void *ctx)
+/* What own_file() learns about a file while it goes through all that the record leads to. The first problem decides, the
+ * rest is owned all the same, so that nobody else gets it. */
+struct survey {
+	struct liveupdate_file_args *args;
+	u64 pages;			/* that the file has by its size */
+	u64 next;			/* page where the next folio must begin */
+	u64 nr;				/* records seen */
+	int err;
+};
+
+static void problem(struct survey *s, int err, const char *what, u64 where)
 {
-	u64 left = ser->nr_folios, chunk_pa = ser->folios.first, per_block, blocks = 0;
-	unsigned int order;
-
-	if (ser->folios.order > MAX_PAGE_ORDER)
-		return -EIO;
-	per_block = (PAGE_SIZE << ser->folios.order) / sizeof(struct memfd_luo_folio_ser);
-	while (chunk_pa && left) {
-		const struct kho_vmalloc_chunk *chunk;
-
-		if (!kho_is_preserved(claim(chunk_pa), &order) || order)
-			return -EIO;
-		chunk = phys_to_virt(chunk_pa);
-		for (u32 i = 0; i < ARRAY_SIZE(chunk->phys) && chunk->phys[i] && left; i++) {
-			const struct memfd_luo_folio_ser *r;
-
-			if (!kho_is_preserved(claim(chunk->phys[i]), &order) || order != ser->folios.order ||
-			    ++blocks << order > ser->folios.total_pages)
-				return -EIO;
-			r = phys_to_virt(chunk->phys[i]);
-			for (u64 k = 0; k < per_block && left; k++, left--) {
-				int err = fn(&r[k], ctx);
-
-				if (err)
-					return err;
-			}
-		}
-		chunk_pa = chunk->next;
-	}
-	return left ? -EIO : 0;
+	if (s->err)
+		return;
+	s->err = err;
+	pr_err("%s (%#lx): the file is refused\n", what, where);
 }
 
 static u64 pfn_of(const struct memfd_luo_folio_ser *r) { return r->pfn_flags & ((1UL << MEMFD_LUO_PFN_BITS) - 1); }
 
-struct check {
-	u64 next;			/* page that the next folio must begin at */
-	u64 found;			/* pages of folios that are fine */
-	const char *problem;
-	u64 at;
-};
-
-static int check_record(const struct memfd_luo_folio_ser *r, void *ctx)
+static void own_folio(struct survey *s, const struct memfd_luo_folio_ser *r)
 {
-	struct check *c = ctx;
+	u64 phys = PFN_PHYS(pfn_of(r)), nr = s->nr++;
+	unsigned int order;
+	int err;
+
+	if (!phys)			/* a hole: whether it may be one, the next folio or the end says */
+		return;
+	err = liveupdate_own(s->args, phys, &order);
+	if (err && !s->err)
+		pr_err("Unable to restore folio at physical address: %lx\n", phys);
+	if (err) {
+		problem(s, -EIO, "a folio is not there, or is another file's too", phys);
+		return;
+	}
+	if (r->index < s->next) {
+		if (!s->err)
+			pr_err("shmem: failed to add to page cache folio index %lu: %d\n", nr, -EEXIST);
+		problem(s, -EEXIST, "two folios are for the same page", r->index);
+	} else if (r->index != s->next) {
+		problem(s, -EIO, "no folio is there for a page", s->next);
+	} else if (!IS_ALIGNED(r->index, 1UL << order) || r->index >= s->pages) {
+		problem(s, -EIO, "a folio can not be where it says, or is behind the end", r->index);
+	} else if (!(r->pfn_flags & MEMFD_LUO_FOLIO_UPTODATE)) {
+		problem(s, -EIO, "a folio says that its contents are not there", phys);
+	}
+	s->next = r->index + (1UL << order);
+}
+
+/* One block of the array, and the records in it. False: it can not be read. */
+static bool own_block(struct survey *s, const struct memfd_luo_ser *ser, u64 phys)
+{
+	u64 size = PAGE_SIZE << ser->folios.order;
+	unsigned int order;
+	bool ok = true;
+
+	for (u64 at = phys; at < phys + size; at += PAGE_SIZE << order)
+		if (liveupdate_own(s->args, at, &order) || PAGE_SIZE << order > phys + size - at) {
+			order = 0;
+			ok = false;
+		}
+	if (ok)
+		for (u64 k = 0; k < size / sizeof(struct memfd_luo_folio_ser) && s->nr < ser->nr_folios; k++)
+			own_folio(s, (struct memfd_luo_folio_ser *)phys_to_virt(phys) + k);
+	return ok;
+}
+
+/* The array, by its chunks. It has exactly the blocks that it says, and room for the records. */
+static bool own_array(struct survey *s, const struct memfd_luo_ser *ser)
+{
+	const struct kho_vmalloc *v = &ser->folios;
+	u64 left = v->total_pages >> (v->order & 63);
 	unsigned int order;
 
-	c->at = PFN_PHYS(pfn_of(r));
-	if (!kho_is_preserved(claim(c->at), &order))
-		c->problem = "a folio is not preserved";
-	else if (r->index != c->next || !IS_ALIGNED(r->index, 1UL << order))
-		c->problem = "the folios are not in order without gaps";
-	else if ((r->pfn_flags >> MEMFD_LUO_PFN_BITS) != 3)
-		c->problem = "a folio has unknown flags";
-	if (c->problem)
-		return -EIO;
-	c->next += 1UL << order;
-	c->found += 1UL << order;
-	return 0;
+	if (v->order > MAX_PAGE_ORDER || v->total_pages & ((1UL << v->order) - 1) ||
+	    ser->nr_folios > PFN_PHYS(v->total_pages) / sizeof(struct memfd_luo_folio_ser))
+		return false;
+	for (u64 at = v->first; at;) {
+		const struct kho_vmalloc_chunk *chunk;
+		u32 i;
+
+		if (liveupdate_own(s->args, at, &order) || order)
+			return false;
+		chunk = phys_to_virt(at);
+		for (i = 0; i < ARRAY_SIZE(chunk->phys) && chunk->phys[i]; i++)
+			if (!left-- || !own_block(s, ser, chunk->phys[i]))
+				return false;
+		if (!i && chunk->next)
+			return false;
+		at = chunk->next;
+	}
+	return !left;
 }
 
-static int refuse(struct check *c, const char *problem)
+static int memfd_own(struct liveupdate_file_args *a)
 {
-	pr_err("%s (%#lx): the file is refused\n", problem, c->at);
-	luo_count_refused_pages(c->found);
-	return -EIO;
-}
+	u64 at = a->serialized_data;
+	struct survey s = { .args = a };
+	const struct memfd_luo_ser *ser;
+	unsigned int order;
 
-/* Verifies a record and everything that it reaches. */
-static int check_file(const struct memfd_luo_ser *ser, u64 at)
-{
-	struct check c = { .at = at };
-	u64 pages = PFN_UP(ser->size);
-
+	if (liveupdate_own(a, at, &order) || order) {
+		problem(&s, -EIO, "the record is not there, or is another one's too", at);
+		return s.err;
+	}
+	ser = phys_to_virt(at);
+	s.pages = PFN_UP(ser->size);
+	if (ser->seals & ~MEMFD_LUO_ALL_SEALS)
+		problem(&s, -EOPNOTSUPP, "unknown seals", ser->seals);
+	if (ser->size > SHMEM_SIZE_MAX || s.pages > PAGES_MAX)
+		problem(&s, -EIO, "impossible size", ser->size);
 	if (ser->flags)
-		return refuse(&c, "the record has unknown flags");
-	if (pages > PAGES_MAX || (s64)ser->pos < 0 || (!ser->nr_folios) != !pages || ser->nr_folios > pages)
-		return refuse(&c, "size, position and number of folios do not fit");
-	if (!pages)
-		return 0;
-	if (for_each_record(ser, check_record, &c))
-		return refuse(&c, c.problem ? c.problem : "the array of folios is damaged");
-	/* The last folio may reach beyond the end of the file, but not begin there. */
-	c.at = at;
-	if (c.next < pages)
-		return refuse(&c, "the folios end before the file does");
-	return 0;
+		pr_warn("unknown flags %#x in a record are ignored\n", ser->flags);
+	if (ser->nr_folios && !own_array(&s, ser))
+		problem(&s, -EINVAL, "the array of folios is damaged", ser->folios.first);
+	if (s.next < s.pages)
+		problem(&s, -EIO, "no folio is there for a page", s.next);
+	return s.err;
 }
 
-struct adopt {
-	struct mapping *m;
-	int err;
-	bool discard;
-};
+/* ---- taking ---- */
 
-static int adopt_record(const struct memfd_luo_folio_ser *r, void *ctx)
+/* A folio of this kernel again. NULL: it is not there. */
+static struct folio *restore(const struct memfd_luo_folio_ser *r)
 {
-	struct adopt *a = ctx;
-	struct folio *f;
-	int err = 0;
+	u64 phys = PFN_PHYS(pfn_of(r));
+	struct folio *f = kho_restore_folio(phys);
 
-	if (!pfn_of(r))
-		return 0;
-	f = kho_restore_folio(PFN_PHYS(pfn_of(r)));
 	if (!f) {
-		pr_err("Unable to restore folio at physical address: %lx\n", PFN_PHYS(pfn_of(r)));
-		a->err = a->err ? a->err : -EIO;
-		return 0;
+		pr_err("Unable to restore folio at physical address: %lx\n", phys);
+		return NULL;
 	}
+	if (!(r->pfn_flags & MEMFD_LUO_FOLIO_UPTODATE))
+		memset(folio_address(f), 0, folio_nr_pages(f) << PAGE_SHIFT);
 	f->page.flags |= PG_DIRTY | PG_UPTODATE;
-	if (!a->discard && !a->err) {
-		err = mapping_add(a->m, f, r->index);
-		if (err) {
-			pr_err("shmem: failed to add to page cache folio index %lu: %d\n", r->index, err);
-			a->err = err;
-		}
-	}
-	folio_put(f);			/* the mapping has its own reference; without one it is free */
-	return 0;
+	return f;
 }
 
-/* Restores every folio; into the mapping, or to be freed. Then the array goes. */
-static int take_folios(struct memfd_luo_ser *ser, struct mapping *m, bool discard)
+/* Restores every folio: into the mapping, or to be freed without one, or when one before it could not be had. */
+static int take_folios(struct memfd_luo_ser *ser, struct mapping *m)
 {
-	struct adopt a = { .m = m, .discard = discard };
 	struct memfd_luo_folio_ser *array;
+	int err = 0;
 
 	if (!ser->nr_folios)
 		return 0;
+	if (ser->nr_folios > PFN_PHYS(ser->folios.total_pages) / sizeof(*array))
+		return -EINVAL;
 	array = kho_restore_vmalloc(&ser->folios);
 	if (!array)
 		return -EINVAL;
-	for (u64 i = 0; i < ser->nr_folios; i++)
-		adopt_record(&array[i], &a);
+	for (u64 i = 0; i < ser->nr_folios; i++) {
+		struct folio *f;
+
+		if (!pfn_of(&array[i]))
+			continue;
+		f = restore(&array[i]);
+		if (!f) {
+			err = err ? err : -EIO;
+			continue;
+		}
+		if (m && !err) {
+			err = mapping_add(m, f, array[i].index);
+			if (err)
+				pr_err("shmem: failed to add to page cache folio index %lu: %d\n", i, err);
+		}
+		folio_put(f);		/* the mapping has its own reference; without one it is free */
+	}
 	vfree(array);
-	return a.err;
+	return err;
 }
 
 static struct memfd_luo_ser *record_at(u64 data)
@@ -313,33 +344,39 @@ static struct memfd_luo_ser *record_at(u64 data)
 	return kho_is_preserved(claim(data), &order) && !order ? phys_to_virt(data) : NULL;
 }
 
+/* A file that may not be executed, but can be written, was made so (MFD_NOEXEC_SEAL), and stays so. One that is sealed
+ * against both may have been executable. (Linux takes that for granted, and seals every such file against writing.) */
+static void mode_and_seals(const struct memfd_luo_ser *ser, u32 *mode, u32 *seals)
+{
+	bool noexec = ser->seals & F_SEAL_EXEC && ~ser->seals & F_SEALS_WRITE;
+
+	*mode = noexec && !luo_strict_linux ? 0666 : 0777;
+	*seals = ser->seals | (noexec && luo_strict_linux ? F_SEALS_WRITE : 0);
+}
+
 static int memfd_retrieve(struct liveupdate_file_args *a)
 {
 	struct memfd_luo_ser *ser = record_at(a->serialized_data);
 	struct file *file;
-	u32 mode = 0777;
+	u32 mode, seals;
 	int err;
 
-	if (!ser) {
-		pr_err("the record at %#lx is not preserved: the file is refused\n", a->serialized_data);
-		return luo_strict_linux ? -EINVAL : -EIO;
-	}
+	if (!ser)
+		return -EIO;
 	if (ser->seals & ~MEMFD_LUO_ALL_SEALS) {
-		pr_err("unknown seals %#x: the file is refused\n", ser->seals);
+		kho_restore_free(ser);
 		return -EOPNOTSUPP;
 	}
-	err = check_file(ser, a->serialized_data);
-	if (err)
-		return err;
-	/* A file that may not be executed stays one. (Linux seals it against writing, too.) */
-	if (ser->seals & F_SEAL_EXEC)
-		mode = 0666;
-	file = shmem_file_setup("", ser->size, ser->seals, mode, O_RDWR | O_LARGEFILE);
+	mode_and_seals(ser, &mode, &seals);
+	file = shmem_file_setup("", ser->size, seals, mode, O_RDWR | O_LARGEFILE);
 	if (IS_ERR(file))
 		return (int)PTR_ERR(file);
-	file->pos = (loff_t)ser->pos;
+	if (ser->pos <= SHMEM_SIZE_MAX)
+		file->pos = (loff_t)ser->pos;
+	else
+		pr_warn("impossible position %#lx: it is 0 now\n", ser->pos);
 	mutex_lock(&file->inode->shmem->mapping.lock);
-	err = take_folios(ser, &file->inode->shmem->mapping, false);
+	err = take_folios(ser, &file->inode->shmem->mapping);
 	mutex_unlock(&file->inode->shmem->mapping.lock);
 	kho_restore_free(ser);
 	if (err) {
@@ -350,18 +387,14 @@ static int memfd_retrieve(struct liveupdate_file_args *a)
 	return 0;
 }
 
+/* One that nobody asked for is freed. */
 static void memfd_finish(struct liveupdate_file_args *a)
 {
-	struct memfd_luo_ser *ser;
+	struct memfd_luo_ser *ser = a->retrieve_status ? NULL : record_at(a->serialized_data);
 
-	if (a->retrieve_status)
+	if (!ser)
 		return;
-	ser = record_at(a->serialized_data);
-	if (!ser || check_file(ser, a->serialized_data)) {
-		pr_warn("what belongs to the record at %#lx stays reserved\n", a->serialized_data);
-		return;
-	}
-	take_folios(ser, NULL, true);
+	take_folios(ser, NULL);
 	kho_restore_free(ser);
 }
 
@@ -370,6 +403,7 @@ static const struct liveupdate_file_ops memfd_luo_ops = {
 	.preserve = memfd_preserve,
 	.unpreserve = memfd_unpreserve,
 	.freeze = memfd_freeze,
+	.own = memfd_own,
 	.retrieve = memfd_retrieve,
 	.finish = memfd_finish,
 	.get_id = memfd_get_id,

@@ -2,104 +2,44 @@
  *
  * A session is a file that the agent holds. While it is outgoing, its last close undoes everything; an incoming one's
  * last close is an implicit finish. Records are written at reboot only, into blocks that were allocated when the session
- * was created, so that serializing cannot fail for want of memory.
+ * was created, so that serializing cannot fail for want of memory (luo_serialize.c). Those of the previous kernel are built
+ * from its records when the device is first opened (luo_deserialize.c).
  *
- * Locks, in this order: serialize lock -> header->lock -> session->lock. All calls read-lock the first; serialization
- * write-locks it, and never lets go of it once it has succeeded: nothing changes any more, closing included.
+ * Locks, in this order: serialize lock -> sessions->lock -> session->lock. All calls read-lock the first; serialization
+ * write-locks it, and never lets go of it once it has succeeded: nothing changes any more, closing included. A session
+ * found in a list is used under the list's lock, or by who has its file.
  */
 #define pr_fmt(fmt) "luo: " fmt
 #include "luo_internal.h"
-#include "panic.h"
 #include "printk.h"
 #include "sdt.h"
 #include "string.h"
 #include "uaccess.h"
 #include "vfs.h"
 
-#define HASH_SIZE 512
-
-struct header {
-	struct mutex lock;
-	u64 count;
-	struct list_head list;
-	struct list_head hash[HASH_SIZE];
-	struct kho_block_set blocks;
-	u64 *sessions_pa;		/* outgoing: in luo_ser */
-	bool active;			/* incoming: something was handed over */
-};
-static struct header incoming, outgoing;
-
-/* ---- the serialize lock ---- */
-
-static spinlock_t gate_lock = SPINLOCK_INIT;
-static struct wait_queue gate = WAIT_QUEUE_INIT(gate);
-static u64 readers;
-static bool writing;
-
-static bool try_read(void)
-{
-	bool ok;
-
-	spin_lock(&gate_lock);
-	ok = !writing;
-	readers += ok;
-	spin_unlock(&gate_lock);
-	return ok;
-}
-static void read_lock(void) { wait_event(&gate, try_read()); }
-
-static void read_unlock(void)
-{
-	spin_lock(&gate_lock);
-	readers--;
-	spin_unlock(&gate_lock);
-	wake_up(&gate);
-}
-
-static bool no_readers(void) { return !READ_ONCE(readers); }
-static bool try_write(void)
-{
-	bool ok;
-
-	spin_lock(&gate_lock);
-	ok = !writing;
-	writing = true;			/* keeps new readers out; those inside are waited for */
-	spin_unlock(&gate_lock);
-	return ok;
-}
-static void write_lock(void)
-{
-	wait_event(&gate, try_write());
-	wait_event(&gate, no_readers());
-}
-
-static void write_unlock(void)
-{
-	WRITE_ONCE(writing, false);
-	wake_up(&gate);
-}
+struct luo_sessions luo_incoming, luo_outgoing;
 
 /* ---- lists ---- */
 
-static void header_init(struct header *h)
+static void init(struct luo_sessions *h)
 {
 	mutex_init(&h->lock);
 	INIT_LIST_HEAD(&h->list);
-	for (u32 i = 0; i < HASH_SIZE; i++)
+	for (u32 i = 0; i < LUO_SESSION_HASH; i++)
 		INIT_LIST_HEAD(&h->hash[i]);
 	kho_block_set_init(&h->blocks, sizeof(struct luo_session_ser));
 }
 
-static struct list_head *bucket(struct header *h, const char *name)
+static struct list_head *bucket(struct luo_sessions *h, const char *name)
 {
 	u32 hash = 2166136261u;
 
 	for (u32 i = 0; i < LUO_SESSION_NAME_LENGTH && name[i]; i++)
 		hash = (hash ^ (u8)name[i]) * 16777619u;
-	return &h->hash[hash % HASH_SIZE];
+	return &h->hash[hash % LUO_SESSION_HASH];
 }
 
-static struct luo_session *find(struct header *h, const char *name)
+struct luo_session *luo_session_find(struct luo_sessions *h, const char *name)
 {
 	struct list_head *head = bucket(h, name);
 	struct luo_session *s;
@@ -110,21 +50,21 @@ static struct luo_session *find(struct header *h, const char *name)
 	return NULL;
 }
 
-static void insert(struct header *h, struct luo_session *s)
+void luo_session_insert(struct luo_sessions *h, struct luo_session *s)
 {
 	list_add_tail(&s->list, &h->list);
 	list_add_tail(&s->hash, bucket(h, s->name));
 	h->count++;
 }
 
-static void remove(struct header *h, struct luo_session *s)
+static void remove(struct luo_sessions *h, struct luo_session *s)
 {
 	list_del(&s->list);
 	list_del(&s->hash);
 	h->count--;
 }
 
-static struct luo_session *session_alloc(const char *name)
+struct luo_session *luo_session_alloc(const char *name)
 {
 	struct luo_session *s = kzalloc(sizeof(*s), GFP_KERNEL);
 
@@ -151,15 +91,15 @@ static int finish_one(struct luo_session *s)
 static void session_release(struct file *f)
 {
 	struct luo_session *s = f->private;
-	struct header *h;
+	struct luo_sessions *h;
 
 	if (!s)
 		return;			/* the call that made the file failed, and has undone the rest */
-	read_lock();
-	h = s->retrieved ? &incoming : &outgoing;
+	luo_read_lock();
+	h = s->retrieved ? &luo_incoming : &luo_outgoing;
 	if (s->retrieved && finish_one(s)) {
 		pr_warn("Unable to finish session [%s] on release\n", s->name);
-		read_unlock();
+		luo_read_unlock();
 		return;
 	}
 	if (!s->retrieved) {
@@ -169,10 +109,10 @@ static void session_release(struct file *f)
 	}
 	mutex_lock(&h->lock);
 	remove(h, s);
-	if (h == &outgoing)
+	if (h == &luo_outgoing)
 		kho_block_set_shrink(&h->blocks, h->count);
 	mutex_unlock(&h->lock);
-	read_unlock();
+	luo_read_unlock();
 	kfree(s);
 }
 
@@ -266,7 +206,7 @@ static s64 session_ioctl(struct file *f, u32 cmd, u64 arg)
 	if (ret)
 		return ret;
 	c.fd.size = size;
-	read_lock();
+	luo_read_lock();
 	switch (cmd) {
 	case LIVEUPDATE_SESSION_PRESERVE_FD:
 		ret = preserve_fd(s, &c);
@@ -282,7 +222,7 @@ static s64 session_ioctl(struct file *f, u32 cmd, u64 arg)
 	}
 	if (!ret && cmd != LIVEUPDATE_SESSION_RETRIEVE_FD)
 		ret = luo_respond(user, size, &c, commands[nr].size);
-	read_unlock();
+	luo_read_unlock();
 	return ret;
 }
 
@@ -307,14 +247,14 @@ static int session_create(const char *name, struct file **file)
 	PROBE1(luo, session_create, name);
 	if (!len || len == LUO_SESSION_NAME_LENGTH)
 		return -EINVAL;
-	s = session_alloc(name);
+	s = luo_session_alloc(name);
 	if (!s)
 		return -ENOMEM;
-	mutex_lock(&outgoing.lock);
-	err = find(&outgoing, name) ? -EEXIST : kho_block_set_grow(&outgoing.blocks, outgoing.count + 1);
+	mutex_lock(&luo_outgoing.lock);
+	err = luo_session_find(&luo_outgoing, name) ? -EEXIST : kho_block_set_grow(&luo_outgoing.blocks, luo_outgoing.count + 1);
 	if (!err)
-		insert(&outgoing, s);
-	mutex_unlock(&outgoing.lock);
+		luo_session_insert(&luo_outgoing, s);
+	mutex_unlock(&luo_outgoing.lock);
 	if (err) {
 		kfree(s);
 		return err;
@@ -322,10 +262,10 @@ static int session_create(const char *name, struct file **file)
 	*file = session_file(s);
 	if (!IS_ERR(*file))
 		return 0;
-	mutex_lock(&outgoing.lock);
-	remove(&outgoing, s);
-	kho_block_set_shrink(&outgoing.blocks, outgoing.count);
-	mutex_unlock(&outgoing.lock);
+	mutex_lock(&luo_outgoing.lock);
+	remove(&luo_outgoing, s);
+	kho_block_set_shrink(&luo_outgoing.blocks, luo_outgoing.count);
+	mutex_unlock(&luo_outgoing.lock);
 	kfree(s);
 	return (int)PTR_ERR(*file);
 }
@@ -336,25 +276,23 @@ static int session_retrieve(const char *name, struct file **file)
 	int err = 0;
 
 	PROBE1(luo, session_retrieve, name);
-	mutex_lock(&incoming.lock);
-	s = find(&incoming, name);
-	mutex_unlock(&incoming.lock);
+	mutex_lock(&luo_incoming.lock);
+	s = luo_session_find(&luo_incoming, name);
 	if (!s)
-		return -ENOENT;
-	if (s->refused)
-		return -EIO;
-	mutex_lock(&s->lock);
-	if (s->retrieved)
+		err = -ENOENT;
+	else if (s->owner.refused)
+		err = -EIO;
+	else if (s->retrieved)
 		err = -EINVAL;
 	else
-		s->retrieved = true;
-	mutex_unlock(&s->lock);
+		s->retrieved = true;	/* from now on it goes away only with its file */
+	mutex_unlock(&luo_incoming.lock);
 	if (err)
 		return err;
 	*file = session_file(s);
 	if (!IS_ERR(*file))
 		return 0;
-	s->retrieved = false;
+	WRITE_ONCE(s->retrieved, false);
 	return (int)PTR_ERR(*file);
 }
 
@@ -364,11 +302,13 @@ static void take_back(struct file *file, bool created)
 {
 	struct luo_session *s = file->private;
 
-	if (!created) {
-		s->retrieved = false;
-		file->private = NULL;
+	if (created) {
+		fput(file);
+		return;
 	}
+	file->private = NULL;
 	fput(file);
+	WRITE_ONCE(s->retrieved, false);
 }
 
 int luo_ioctl_session(u32 cmd, void *user)
@@ -392,9 +332,9 @@ int luo_ioctl_session(u32 cmd, void *user)
 	fd = get_unused_fd(O_CLOEXEC);
 	if (fd < 0)
 		return fd;
-	read_lock();
+	luo_read_lock();
 	err = create ? session_create(c.name, &file) : session_retrieve(c.name, &file);
-	read_unlock();
+	luo_read_unlock();
 	if (err)
 		goto out_fd;
 	c.size = size;
@@ -411,158 +351,14 @@ out_fd:
 	return err;
 }
 
-/* ---- the previous kernel's sessions ---- */
+/* ---- start ---- */
 
 void luo_session_init(void)
 {
-	header_init(&incoming);
-	header_init(&outgoing);
+	init(&luo_incoming);
+	init(&luo_outgoing);
 }
 
-int luo_session_setup_outgoing(u64 *sessions_pa)
-{
-	outgoing.sessions_pa = sessions_pa;
-	return 0;
-}
+void luo_session_setup_outgoing(u64 *sessions_pa) { luo_outgoing.sessions_pa = sessions_pa; }
 
-bool luo_has_outgoing_sessions(void) { return outgoing.count; }
-
-int luo_session_setup_incoming(u64 sessions_pa)
-{
-	int err;
-
-	if (!sessions_pa)
-		return 0;
-	err = kho_block_set_restore(&incoming.blocks, sessions_pa);
-	incoming.active = !err;
-	return err;
-}
-
-/* Why a record is no session, NULL if it is one. */
-static const char *name_problem(const struct luo_session_ser *ser)
-{
-	u64 len = strnlen(ser->name, LUO_SESSION_NAME_LENGTH);
-
-	if (!len)
-		return "has no name";
-	if (len == LUO_SESSION_NAME_LENGTH)
-		return "has a name without an end";
-	return find(&incoming, ser->name) ? "has the name of another one" : NULL;
-}
-
-static int deserialize_one(const struct luo_session_ser *ser)
-{
-	const char *problem = name_problem(ser);
-	struct luo_session *s, *twin;
-	int err;
-
-	if (problem) {
-		twin = strnlen(ser->name, LUO_SESSION_NAME_LENGTH) < LUO_SESSION_NAME_LENGTH ? find(&incoming, ser->name) : NULL;
-		pr_err("a session %s [%s]: it is refused\n", problem, twin ? twin->name : "");
-		if (twin)
-			pr_warn("Failed to insert session [%s] %d\n", twin->name, -EEXIST);
-		if (twin)
-			twin->refused = true;	/* which of the two is meant cannot be known */
-		return luo_strict_linux ? -EEXIST : 0;
-	}
-	s = session_alloc(ser->name);
-	if (!s)
-		return -ENOMEM;
-	err = luo_file_deserialize(&s->file_set, &ser->file_set);
-	if (err) {
-		pr_warn("Failed to deserialize files for session [%s] %d\n", s->name, err);
-		if (err == -ENOMEM || luo_strict_linux)
-			return err;	/* what was built stays: nobody may free what it does not understand */
-		s->refused = true;
-	}
-	insert(&incoming, s);
-	return 0;
-}
-
-int luo_session_deserialize(void)
-{
-	static bool done;
-	static int result;
-	struct luo_session_ser *ser;
-	struct kho_block_it it;
-
-	PROBE(luo, session_deserialize);
-	if (done)
-		return result;
-	done = true;
-	if (!incoming.active)
-		return 0;
-	mutex_lock(&incoming.lock);
-	kho_block_it_init(&it, &incoming.blocks);
-	while (!result && (ser = kho_block_it_read_entry(&it)))
-		result = deserialize_one(ser);
-	if (!result)
-		kho_block_set_destroy(&incoming.blocks);
-	mutex_unlock(&incoming.lock);
-	return result;
-}
-
-/* ---- reboot ---- */
-
-static void unfreeze_before(struct luo_session *failed)
-{
-	struct luo_session *s = list_prev_entry(failed, list);
-
-	for (; &s->list != &outgoing.list; s = list_prev_entry(s, list)) {
-		luo_file_unfreeze(&s->file_set, &s->ser->file_set);
-		memset(s->ser, 0, sizeof(*s->ser));
-		s->ser = NULL;
-		mutex_unlock(&s->lock);
-	}
-}
-
-/* Freezes a session into its slot; its lock stays held until all are frozen. */
-static int serialize_one(struct luo_session *s, struct luo_session_ser *ser)
-{
-	int err;
-
-	mutex_lock(&s->lock);
-	err = luo_file_freeze(&s->file_set, &ser->file_set);
-	if (err) {
-		mutex_unlock(&s->lock);
-		return err;
-	}
-	memset(ser->name, 0, sizeof(ser->name));
-	strscpy(ser->name, s->name, sizeof(ser->name));
-	s->ser = ser;
-	return 0;
-}
-
-int luo_session_serialize(void)
-{
-	struct luo_session *s;
-	struct kho_block_it it;
-	int err = 0;
-
-	write_lock();
-	mutex_lock(&outgoing.lock);
-	PROBE(luo, session_serialize);
-	*outgoing.sessions_pa = 0;
-	kho_block_set_clear(&outgoing.blocks);
-	kho_block_it_init(&it, &outgoing.blocks);
-	list_for_each_entry(s, &outgoing.list, list) {
-		struct luo_session_ser *ser = kho_block_it_reserve_entry(&it);
-
-		err = WARN_ON(!ser) ? -ENOSPC : serialize_one(s, ser);
-		if (err)
-			break;
-	}
-	if (err) {
-		unfreeze_before(s);
-		kho_block_set_clear(&outgoing.blocks);
-		mutex_unlock(&outgoing.lock);
-		write_unlock();
-		return err;
-	}
-	list_for_each_entry(s, &outgoing.list, list)
-		mutex_unlock(&s->lock);
-	if (outgoing.count)
-		*outgoing.sessions_pa = outgoing.blocks.head;
-	mutex_unlock(&outgoing.lock);
-	return 0;
-}
+bool luo_has_outgoing_sessions(void) { return luo_outgoing.count; }

@@ -28,6 +28,7 @@ FLAGS = (
 )  # fmt: skip
 KHO_FILES = (
     "adopt", "block", "claim", "fdt", "fdt_edit", "fdt_write", "kho", "kho_init", "kimage", "metadata",
+    "owner",
     "populate", "preserve", "radix", "restore", "scratch", "subtree", "vmalloc",
 )  # fmt: skip
 HOSTED = build.Target(

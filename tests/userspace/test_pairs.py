@@ -15,8 +15,8 @@ from kho.handover import Handover
 from luo.check import check
 from luo.state import Luo
 from tests.linux.build import find
-from tests.oracles import absent
 from tests.luo.images import RECORDED
+from tests.oracles import absent
 from tests.userspace import rig
 from tests.userspace.test_handovers import digests, facts, recording, retrieved
 
