@@ -122,6 +122,13 @@ static ssize_t random_write(struct file *f, const void *user, u64 size, loff_t *
 	return (ssize_t)done;
 }
 
+static u32 random_poll(struct file *f, struct poll_table *t)
+{
+	(void)f;
+	(void)t;
+	return EPOLLIN;
+}
+
 static s64 random_ioctl(struct file *f, u32 cmd, u64 arg)
 {
 	(void)f;
@@ -170,7 +177,12 @@ static const struct file_ops zero_ops = {
 	.read = zero_read, .write = null_write, .llseek = null_llseek, .mmap = zero_mmap,
 };
 static const struct file_ops full_ops = { .read = zero_read, .write = full_write, .llseek = null_llseek };
-static const struct file_ops random_ops = { .read = random_read, .write = random_write, .ioctl = random_ioctl };
+static const struct file_ops random_ops = {
+	.read = random_read, .write = random_write, .ioctl = random_ioctl, .llseek = null_llseek, .poll = random_poll,
+};
+static const struct file_ops urandom_ops = {
+	.read = random_read, .write = random_write, .ioctl = random_ioctl, .llseek = null_llseek,
+};
 static const struct file_ops kmsg_ops = { .write = kmsg_write };
 
 static struct chrdev devices[] = {
@@ -178,7 +190,7 @@ static struct chrdev devices[] = {
 	{ .name = "zero", .minor = 5, .mode = 0666, .fops = &zero_ops },
 	{ .name = "full", .minor = 7, .mode = 0666, .fops = &full_ops },
 	{ .name = "random", .minor = 8, .mode = 0666, .fops = &random_ops },
-	{ .name = "urandom", .minor = 9, .mode = 0666, .fops = &random_ops },
+	{ .name = "urandom", .minor = 9, .mode = 0666, .fops = &urandom_ops },
 	{ .name = "kmsg", .minor = 11, .mode = 0644, .fops = &kmsg_ops },
 };
 

@@ -157,6 +157,7 @@ static void serial_send_break(struct tty *t, bool on)
 static const struct tty_ops serial_ops = {
 	.write = serial_write, .room = serial_room, .pending = serial_pending, .discard = serial_discard,
 	.hold = serial_hold, .throttle = serial_throttle, .settle = serial_settle, .send_break = serial_send_break,
+	.hangs_up = true,
 };
 
 /* ---- interrupts ---- */

@@ -212,10 +212,24 @@ void tty_hangup(struct tty *t)
 	signal_foreground(group, true);
 }
 
+/* A line is hung up. A pseudo-terminal stays what it is for those who have it open: its master decides. */
 void tty_leader_exit(struct process *leader)
 {
 	struct tty *t = leader->tty;
+	pid_t group = 0;
+	u64 flags;
 
-	if (t)
+	if (!t)
+		return;
+	if (t->ops->hangs_up) {
 		tty_hangup(t);
+		return;
+	}
+	flags = spin_lock_irqsave(&task_lock);
+	if (leader->tty == t) {
+		group = t->pgrp;
+		take_from_session(t);
+	}
+	spin_unlock_irqrestore(&task_lock, flags);
+	signal_foreground(group, false);
 }

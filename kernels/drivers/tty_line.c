@@ -158,14 +158,14 @@ static void finish_erasing(struct tty *t)
 }
 
 /* Echo of a character that goes into the line. */
-static void echo_typed(struct tty *t, u8 c)
+static void echo_typed(struct tty *t, u8 c, bool literal)
 {
 	struct line *l = &t->line;
 
 	if (!local_is(t, ECHO))
 		return;
 	finish_erasing(t);
-	if (c == '\n') {
+	if (c == '\n' && !literal) {
 		echo_raw(t, '\n');
 		return;
 	}
@@ -340,7 +340,7 @@ static bool edit(struct tty *t, u8 c)
 	} else if (is_char(t, c, VEOF)) {
 		end_line(t, DISABLED);
 	} else if (is_char(t, c, VEOL) || (is_char(t, c, VEOL2) && extended)) {
-		echo_typed(t, c);
+		echo_typed(t, c, false);
 		end_line(t, c);
 	} else {
 		return false;
@@ -425,6 +425,7 @@ bool tty_line_room(struct tty *t)
 void tty_line_receive(struct tty *t, u8 c)
 {
 	struct line *l = &t->line;
+	bool literal = l->literal;
 
 	if (used(l) >= LINE_SIZE)
 		l->head--;
@@ -434,7 +435,7 @@ void tty_line_receive(struct tty *t, u8 c)
 		c = (u8)(c - 'A' + 'a');
 	if (t->stopped && input_is(t, IXON) && input_is(t, IXANY) && !is_char(t, c, VSTOP))
 		tty_hold(t, false);
-	if (l->literal) {
+	if (literal) {
 		l->literal = false;
 	} else {
 		if (is_taken(t, c))
@@ -448,7 +449,7 @@ void tty_line_receive(struct tty *t, u8 c)
 		if (local_is(t, ICANON) && edit(t, c))
 			return;
 	}
-	echo_typed(t, c);
+	echo_typed(t, c, literal);
 	if (c == 0xff && input_is(t, PARMRK) && used(l) < LINE_SIZE - 1)
 		put(l, c, false);
 	store(t, c);

@@ -181,6 +181,8 @@ SYSCALL_DEFINE3(lseek, 8, int, fd, loff_t, off, int, whence)
 		return -EBADF;
 	if (!has_position(f)) {
 		pos = f->ops->llseek ? f->pos : -ESPIPE;
+	} else if (whence < 0 || whence > 4) {
+		pos = -EINVAL;
 	} else {
 		mutex_lock(&f->pos_lock);
 		pos = f->ops->llseek(f, off, whence);

@@ -91,6 +91,7 @@ struct tty_ops {
 	void (*settle)(struct tty *tty);	/* NULL. Waits for what is on the wire after nothing is pending */
 	void (*send_break)(struct tty *tty, bool on);	/* NULL */
 	void (*closed)(struct tty *tty);	/* NULL. The last file of it is closed */
+	bool hangs_up;				/* when the leader of its session ends */
 };
 
 /* Input in a ring; head, canon and tail count bytes since the beginning. In canonical mode [tail, canon) are whole

@@ -9,7 +9,10 @@ import pytest
 
 from tests.userspace.programs import RELEASES, Ran, is_root, on_kernel, on_linux
 
-PROGRAMS = ("exec", "fork", "ids", "misc", "pidfd", "session", "signals", "threads")
+PROGRAMS = (
+    "counters", "devices", "exec", "fork", "ids", "misc", "pidfd", "pipes", "polling", "rights", "session",
+    "signals", "sockets", "terminal", "threads",
+)  # fmt: skip
 TRIES = 3
 
 
