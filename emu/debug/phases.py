@@ -5,6 +5,9 @@ project's kernels, and lasts until the next one begins or the CPU returns to use
 and LUO last until the next initcall; what a kernel does in between on its way to user space is `cold-boot`
 in the first one, and in one started by kexec `adopt` until LUO's early initcall, then `ready`.
 
+A phase is the work of one thread. While another one is in user mode, that is `userspace`; when the thread
+goes on, so does its phase.
+
 What a kernel without user space does instead of it, in its init thread, is `userspace` too.
 
 Names and numbers are those of the project's table of phases (docs/phases.md): P1 cold-boot to P22
@@ -23,6 +26,7 @@ from dataclasses import dataclass, field
 
 from emu.debug import guest
 from emu.debug.release import Kernel
+from emu.debug.threads import Threads
 from emu.debug.view import UnknownLayout, took_handover
 from emu.machine import Machine
 
@@ -96,6 +100,8 @@ _PROBES: dict[str, str] = {
     "luo:session_serialize": "luo_session_serialize",
     "luo:session_retrieve": "luo_session_retrieve",
 }
+_OF_A_THREAD = ("P4", "P5", "P6", "P7", "P8", "P9", "P10", "P18", "P19", "P20", "P21")
+"""System calls: while they last, another program may run."""
 _FREED, _INIT = "mm:free_all_done", "init:begin"
 _OWN_SAVE = "test_kho_save"
 """What the test workload of the project's kernels does to have something to hand over, filling included."""
@@ -173,6 +179,12 @@ class PhaseObserver:
     _awaiting_entry: bool = False
     """The jump goes on: what happens at an address of the next kernel is not the next kernel yet."""
     _had_user: bool = False
+    _threads: Threads | None = None
+    _owner: int | None = None
+    """the thread whose phase the current record is"""
+    _suspended: dict[int, str] = field(default_factory=dict)
+    """phases that go on when their threads do"""
+    _watches_switches: bool = False
     _requested: tuple[int, int] | None = None
     """tick and idle ticks of the reboot request"""
 
@@ -195,6 +207,8 @@ class PhaseObserver:
         self._installed = []
         kernel = self.kernel
         symbols = kernel.symbols
+        self._threads = Threads.of(kernel)
+        self._owner, self._suspended, self._watches_switches = None, {}, False
         if symbols is None:
             return
         announced = {name: event for event, name in _PROBES.items() if event in kernel.probes}
@@ -259,9 +273,38 @@ class PhaseObserver:
             if name == "do_one_initcall" and self.records[-1].id not in ("P2", "P3", "P16"):
                 return  # between initcalls, only what follows those of interest is another phase
             if phase is not None:
-                self._begin(phase)
+                self._begin_of_thread(phase)
 
         return entered
+
+    def _begin_of_thread(self, phase: str) -> None:
+        """A phase begins in the kernel, in whatever thread runs there."""
+        m = self.machine
+        thread = None
+        if phase in _OF_A_THREAD and self._threads is not None:
+            thread = self._threads.current(m, m.cpus[0].registers())
+            self._suspend(thread)
+            if not self._watches_switches:  # not before there is something to come back to
+                self._watches_switches = True
+                self._add(self._threads.switch, self._switches)
+        self._begin(phase)
+        self._owner = thread
+
+    def _suspend(self, thread: int | None) -> None:
+        """This thread runs now. If the phase is another one's, it waits for that."""
+        if self._owner is None or thread is None or thread == self._owner:
+            return
+        self._suspended[self._owner] = self.records[-1].id
+        self._owner = None
+
+    def _switches(self, machine: Machine, address: int) -> None:
+        if not self._suspended or self._threads is None or self._awaiting_entry:
+            return
+        thread = self._threads.next(machine, machine.cpus[0].registers())
+        phase = self._suspended.pop(thread, None) if thread is not None else None
+        if phase is not None:
+            self._begin(phase)
+            self._owner = thread
 
     def _after_free(self, machine: Machine, address: int) -> None:
         if self.generation and not self._awaiting_entry and self.on_moment is not None:
@@ -324,6 +367,9 @@ class PhaseObserver:
 
     def _entered_user(self, machine: Machine) -> None:
         self._had_user = True
+        if self._owner is not None and self._threads is not None:
+            self._suspend(self._threads.current(machine, machine.cpus[0].registers()))
+            self._owner = None
         if self._awaiting_user:
             self._awaiting_user = False
             idle = machine.ticks - machine.instructions

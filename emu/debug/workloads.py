@@ -1,8 +1,8 @@
 """What runs in the kernels of an update: the project's workloads, for `luemu run --workload`.
 
 A workload is commands for init, before and after each update, of programs that are built with the
-project (kernels/user). They are Linux programs: what runs on our kernels runs on Linux. The only one that is no program
-is `kho`, the test that is built into our kernels.
+project (kernels/user). They are Linux programs: what runs on our kernels runs on Linux. The only one that
+is no program is `kho`, the test that is built into our kernels.
 """
 
 from __future__ import annotations
