@@ -15,7 +15,8 @@
 #define SIGEV_THREAD_ID	4
 #define TIMER_ABSTIME	1
 #define SI_TIMER	(-2)
-#define TIMERS_MAX	1024		/* of a process */
+#define TIMERS_MAX	256		/* of a process */
+#define ALL_TIMERS_MAX	8192		/* each of which may want something at every tick */
 #define OVERRUN_MAX	0x7fffffffU
 
 struct sigevent {
@@ -40,6 +41,8 @@ struct posix_timer {
 	u32 overrun;
 };
 
+static u32 nr_timers;
+
 /* ---- task_lock held ---- */
 
 static struct posix_timer *lookup(s32 id)
@@ -50,6 +53,13 @@ static struct posix_timer *lookup(s32 id)
 		if (t->id == id)
 			return t;
 	return NULL;
+}
+
+static void unlink_locked(struct posix_timer *t)
+{
+	list_del(&t->list);
+	t->process->nr_timers--;
+	nr_timers--;
 }
 
 static bool is_pending(const struct posix_timer *t)
@@ -120,7 +130,7 @@ void delete_posix_timers(struct process *p)
 
 		if (!list_empty(&p->timers)) {
 			t = list_first_entry(&p->timers, struct posix_timer, list);
-			list_del(&t->list);
+			unlink_locked(t);
 		}
 		spin_unlock_irqrestore(&task_lock, flags);
 		if (!t)
@@ -161,11 +171,12 @@ static int link_timer(struct posix_timer *t)
 {
 	struct process *p = t->process;
 	u64 flags = spin_lock_irqsave(&task_lock);
-	int err = p->nr_timers >= TIMERS_MAX ? -EAGAIN : 0;
+	int err = p->nr_timers >= TIMERS_MAX || nr_timers >= ALL_TIMERS_MAX ? -EAGAIN : 0;
 
 	if (!err) {
 		t->id = p->next_timer_id++;
 		p->nr_timers++;
+		nr_timers++;
 		list_add_tail(&t->list, &p->timers);
 	}
 	spin_unlock_irqrestore(&task_lock, flags);
@@ -177,10 +188,8 @@ static struct posix_timer *unlink_timer(s32 id)
 	u64 flags = spin_lock_irqsave(&task_lock);
 	struct posix_timer *t = lookup(id);
 
-	if (t) {
-		list_del(&t->list);
-		t->process->nr_timers--;
-	}
+	if (t)
+		unlink_locked(t);
 	spin_unlock_irqrestore(&task_lock, flags);
 	return t;
 }

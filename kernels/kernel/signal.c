@@ -18,6 +18,8 @@
 #include "traps.h"
 #include "uaccess.h"
 
+#define QUEUE_MAX	4096		/* of real-time signals, whatever the limit says */
+
 static bool init_faulted;		/* and nobody handles it: it dies of that */
 
 /* ---- sending; task_lock held ---- */
@@ -43,7 +45,7 @@ static bool enqueue(struct sigpending *pending, const struct siginfo *info, u64 
 {
 	struct queued_signal *q, **end = &pending->queue;
 
-	if (in_interrupt() || pending->nr_queued >= limit)
+	if (in_interrupt() || pending->nr_queued >= min(limit, (u64)QUEUE_MAX))
 		return false;
 	q = kmalloc(sizeof(*q), GFP_KERNEL);
 	if (!q)

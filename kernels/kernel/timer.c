@@ -1,6 +1,11 @@
-/* Timers and clocks. Timers wait in one list, soonest first, and are looked at in each timer interrupt: they come at
- * most one tick late, never early. The clock of the world (CLOCK_REALTIME) is the one that counts plus an offset, which the
- * battery-backed clock (MC146818) gives once at start.
+/* Timers and clocks.
+ *
+ * Timers are in a wheel of slots of about a millisecond, each a list; one in the distant future shares its slot with
+ * those of this turn and is passed over. So setting one costs the same however many there are. The timer interrupt goes
+ * through the slots since the one before: timers come at most a tick late, never early.
+ *
+ * The clock of the world (CLOCK_REALTIME) is the one that counts plus an offset, which the battery-backed clock (MC146818)
+ * gives once at start.
  */
 #include "ktimer.h"
 #include "arch.h"
@@ -11,8 +16,22 @@
 #include "syscall.h"
 #include "uaccess.h"
 
+#define SLOT_SHIFT	20		/* a slot is 2^20 ns */
+#define SLOTS		1024
+
 static spinlock_t lock = SPINLOCK_INIT;
-static LIST_HEAD(timers);
+static struct list_head slots[SLOTS];	/* made when first used */
+static u64 next_slot;			/* all before have been gone through; counts on, modulo SLOTS is the place */
+static u32 nr_set;
+
+static struct list_head *slot_list(u64 slot)
+{
+	struct list_head *head = &slots[slot % SLOTS];
+
+	if (!head->next)
+		INIT_LIST_HEAD(head);
+	return head;
+}
 
 void ktimer_init(struct ktimer *t, void (*fn)(struct ktimer *t))
 {
@@ -20,17 +39,23 @@ void ktimer_init(struct ktimer *t, void (*fn)(struct ktimer *t))
 	t->fn = fn;
 }
 
+static void unset(struct ktimer *t)
+{
+	if (list_empty(&t->list))
+		return;
+	list_del_init(&t->list);
+	nr_set--;
+}
+
 void ktimer_set(struct ktimer *t, u64 deadline)
 {
 	u64 flags = spin_lock_irqsave(&lock);
-	struct ktimer *other;
 
-	list_del_init(&t->list);
+	unset(t);
 	t->deadline = deadline;
-	list_for_each_entry(other, &timers, list)
-		if (other->deadline > deadline)
-			break;
-	list_add_tail(&t->list, &other->list);
+	nr_set++;
+	/* one that is over already comes with the next tick */
+	list_add_tail(&t->list, slot_list(max((deadline >> SLOT_SHIFT) + 1, next_slot)));
 	spin_unlock_irqrestore(&lock, flags);
 }
 
@@ -39,28 +64,39 @@ bool ktimer_cancel(struct ktimer *t)
 	u64 flags = spin_lock_irqsave(&lock);
 	bool was_set = !list_empty(&t->list);
 
-	list_del_init(&t->list);
+	unset(t);
 	spin_unlock_irqrestore(&lock, flags);
 	return was_set;
 }
 
+/* Those of a slot that are due. The list is taken off first: a timer that sets itself again is not met twice. */
+static void run_slot(struct list_head *slot, u64 now, u64 *flags)
+{
+	LIST_HEAD(due);
+	struct ktimer *t, *next;
+
+	list_for_each_entry_safe(t, next, slot, list)
+		if (t->deadline <= now)
+			list_move_tail(&t->list, &due);
+	while (!list_empty(&due)) {
+		t = list_first_entry(&due, struct ktimer, list);
+		unset(t);
+		spin_unlock_irqrestore(&lock, *flags);
+		t->fn(t);
+		*flags = spin_lock_irqsave(&lock);
+	}
+}
+
 void ktimer_tick(void)
 {
-	u64 now, flags;
+	u64 now = ktime_get_ns(), last = now >> SLOT_SHIFT, flags = spin_lock_irqsave(&lock), from;
 
-	if (list_empty(&timers))
-		return;
-	now = ktime_get_ns();
-	flags = spin_lock_irqsave(&lock);
-	while (!list_empty(&timers)) {
-		struct ktimer *t = list_first_entry(&timers, struct ktimer, list);
-
-		if (t->deadline > now)
-			break;
-		list_del_init(&t->list);
-		spin_unlock_irqrestore(&lock, flags);	/* it may set itself again */
-		t->fn(t);
-		flags = spin_lock_irqsave(&lock);
+	/* one turn meets all of them */
+	from = last - next_slot < SLOTS ? next_slot : last - SLOTS + 1;
+	if (next_slot <= last) {
+		next_slot = last + 1;
+		for (u64 slot = from; nr_set && slot <= last; slot++)
+			run_slot(slot_list(slot), now, &flags);
 	}
 	spin_unlock_irqrestore(&lock, flags);
 }

@@ -104,6 +104,7 @@ ENDS = {
     "all memory, and others": "exited 0",
     "fork bomb": "killed by 9",
     "thread bomb": "exited 0",
+    "timer storm": "exited 0",
     "limited processes": "exited 4",
     "exec itself": "exited 5",
     "vfork, parent killed": "killed by 9",

@@ -396,6 +396,23 @@ static void thread_bomb(void)
 		;
 }
 
+/* Timers that are due at every tick, as many as there can be. */
+static void timer_storm(void)
+{
+	struct itimerspec s = { { 0, 1 }, { 0, 1 } };
+	struct sigevent e = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGRTMIN };
+	int id;
+
+	signal(SIGRTMIN, SIG_IGN);
+	for (int i = 0; i < 40; i++)
+		if (!fork()) {
+			while (!syscall(SYS_timer_create, CLOCK_MONOTONIC, &e, &id))
+				syscall(SYS_timer_settime, id, 0, &s, NULL);
+			pause();
+		}
+	sleep_ms(300);
+}
+
 static void limited_processes(void)
 {
 	struct rlimit l = { 5, 5 };
@@ -489,7 +506,7 @@ int main(int argc, char **argv)
 		{ "no restorer", handler_without_restorer }, { "storm", storm },
 		{ "recursion", endless_recursion }, { "all memory", all_memory },
 		{ "all memory, and others", all_memory_and_others }, { "fork bomb", fork_bomb },
-		{ "thread bomb", thread_bomb }, { "limited processes", limited_processes }, { "exec itself", exec_itself },
+		{ "thread bomb", thread_bomb }, { "timer storm", timer_storm }, { "limited processes", limited_processes }, { "exec itself", exec_itself },
 		{ "vfork, parent killed", vfork_fun },
 	};
 	uint64_t before = 0;
