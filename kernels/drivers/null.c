@@ -138,9 +138,7 @@ static s64 random_ioctl(struct file *f, u32 cmd, u64 arg)
 /* "<N>text": N is the level; others than kernel messages' have facilities above it. */
 static ssize_t kmsg_write(struct file *f, const void *user, u64 size, loff_t *pos)
 {
-	static const char *const levels[8] = {
-		KERN_EMERG, KERN_ALERT, KERN_CRIT, KERN_ERR, KERN_WARNING, KERN_NOTICE, KERN_INFO, KERN_DEBUG,
-	};
+	char fmt[] = KERN_EMERG "%s\n";
 	u64 level = 4;
 	char *text, *end, *p;
 
@@ -167,7 +165,8 @@ static ssize_t kmsg_write(struct file *f, const void *user, u64 size, loff_t *po
 	end = text + size;
 	if (end > p && end[-1] == '\n')
 		*--end = 0;
-	printk("%s%s\n", levels[level % 8], p);
+	fmt[1] = (char)('0' + level % 8);
+	printk(fmt, p);
 	kfree(text);
 	return (ssize_t)size;
 }
