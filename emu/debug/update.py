@@ -155,6 +155,10 @@ class ChangedMemory:
         return page_ranges(self._changed, self._memory.low)
 
 
+_SETUP_DATA = 0x250
+"""offset in boot_params: where the chain of setup_data begins"""
+
+
 @dataclass
 class Examined:
     """What the host found of one update's handover."""
@@ -306,6 +310,7 @@ class Update:
         self._handed_over: Handover | None = None
         self.observer: PhaseObserver | None = None
         self._jumping = False
+        self._passed_on: Report | None = None
         self._host_writes: list[tuple[int, int, str]] = []
         self._alone = Examined(0)
         """what was found of a kernel that is not updated"""
@@ -398,6 +403,8 @@ class Update:
             self._examine_jump(m, generation)
         elif when in ("P6", "P7", "P8"):
             self._cut_own(generation)
+        elif when == "P12" and self.examined:
+            self._passed_on = self._read_passed_on(m)
         handover = self._handed_over if when == "J" else None
         if self.own is not None and when in ("J", "K", "F"):
             self.own.moment(when, handover, self.examined[-1].snapshot if when == "J" else None)
@@ -421,6 +428,21 @@ class Update:
         )
         if reason not in self.failure:
             self.failure.append(reason)
+            if self._passed_on is not None:
+                self.examined[-1].take(self._passed_on)
+
+    def _read_passed_on(self, m: Machine) -> Report | None:
+        """INV-29 at the new kernel's entry: one that refuses the list goes on to use all memory."""
+        try:
+            at = m.registers()["rsi"] + _SETUP_DATA
+            chain = int.from_bytes(m.memory.read(at, 8).tobytes(), "little")
+            handover = Handover.read(m.memory, setup_data=chain)
+            report = check(handover, "K", old_scratch=self.examined[-1].scratch)
+        except (KhoError, EmuError):
+            return None
+        report.violations = [v for v in report.violations if v.id == "INV-29"]
+        report.checked = ["INV-29"]
+        return report
 
     def _kernel_name(self, generation: int) -> str:
         return f"kernel {generation} ({self.chain.kernel(generation).short})"

@@ -301,8 +301,13 @@ static void fill_purgatory(struct purgatory *p, const struct kimage *image, u64 
 		r->segment = i;
 		p->nr_regions++;
 	}
-	if (breaks("digest", &bad))	/* break: the digest of a segment */
-		p->region[bad % p->nr_regions].digest[0] ^= 1;
+	if (breaks("digest", &bad)) {
+		struct purgatory_region *r = &p->region[bad % p->nr_regions];
+
+		pr_warn("break: segment %llu at 0x%llx gets a wrong digest\n", (unsigned long long)r->segment,
+			(unsigned long long)r->start);
+		r->digest[0] ^= 1;
+	}
 }
 
 static int load(struct kimage *image, const struct bzimage *bz, const void *initrd, u64 initrd_size,
