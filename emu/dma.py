@@ -16,13 +16,12 @@ state of its own, and without observers it costs nothing to have them.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from emu.errors import AddressError
 from emu.memory import PAGE, U8Array
 
 MSI_BASE, MSI_SIZE = 0xFEE0_0000, 1 << 20
@@ -45,13 +44,13 @@ MessageObserver = Callable[[int, int, int, int, int], None]
 
 
 class Ram(Protocol):
-    """The part of `emu.memory.Memory` that devices need. Methods raise AddressError outside RAM."""
+    """The part of `emu.memory.Memory` that devices need. Outside RAM, `copy` and `write` raise AddressError."""
 
-    def offset(self, phys: int, size: int = 1) -> int:
-        """Raise unless all of it is RAM."""
+    def contains(self, phys: int, size: int = 1) -> bool:
+        """Whether all of it is RAM."""
 
-    def read(self, phys: int, size: int) -> U8Array:
-        """A view of the bytes."""
+    def copy(self, phys: int, size: int) -> bytes:
+        """The bytes there."""
 
     def write(self, phys: int, data: bytes | bytearray | memoryview | U8Array, by: str) -> None:
         """Store, mark dirty, drop translated code, tell observers of memory."""
@@ -91,17 +90,11 @@ class DmaPort:
     def read(self, requester: int, iova: int, size: int, now: int) -> bytes:
         """``size`` bytes at the device's address ``iova``."""
         out = b""
-        left = size
-        while left > 0:
-            phys, piece, fault = self._where(requester, iova, left, False, now)
+        for at, phys, piece, fault in self._pieces(requester, iova, size, False, now):
             for observer in self.observers:
-                observer(now, requester, iova, phys, piece, False, fault)
-            if fault or self.ram is None:
-                out += b"\xff" * piece
-            else:
-                out += self.ram.read(phys, piece).tobytes()
-            iova = iova + piece & NOWHERE
-            left -= piece
+                observer(now, requester, at, phys, piece, False, fault)
+            data = b"\xff" * piece if fault or self.ram is None else self.ram.copy(phys, piece)
+            out = out + data if out else data
         return out
 
     def write(self, requester: int, iova: int, data: bytes, now: int, by: str = "dma") -> None:
@@ -111,13 +104,11 @@ class DmaPort:
             self.message(requester, iova, int.from_bytes(data, "little"), now)
             return
         done = 0
-        while done < size:
-            phys, piece, fault = self._where(requester, iova, size - done, True, now)
+        for at, phys, piece, fault in self._pieces(requester, iova, size, True, now):
             for observer in self.observers:
-                observer(now, requester, iova, phys, piece, True, fault)
+                observer(now, requester, at, phys, piece, True, fault)
             if not fault and self.ram is not None:
                 self.ram.write(phys, data if piece == size else data[done : done + piece], by)
-            iova = iova + piece & NOWHERE
             done += piece
 
     def message(self, requester: int, address: int, data: int, now: int) -> bool:
@@ -136,29 +127,48 @@ class DmaPort:
             return self.interrupts.message(address, data, now)
         return self.interrupts.deliver(*what, now)
 
-    def _where(self, requester: int, iova: int, size: int, write: bool, now: int) -> tuple[int, int, int]:
-        """(physical address, size, fault) of the piece at ``iova``, which has at most ``size`` bytes."""
-        phys = iova
-        if self.iommu is not None:
-            phys, room, fault = self.iommu.translate(requester, iova, write, now)
-            size = min(size, room)
-            if fault:
-                return NOWHERE, size, fault
-        if not self._is_ram(phys, size):
-            # Part of it may be RAM: the edges of RAM are page boundaries.
-            size = min(size, PAGE - phys % PAGE)
-            if not self._is_ram(phys, size):
-                return phys, size, NO_RAM
-        return phys, size, 0
+    def _pieces(
+        self, requester: int, iova: int, size: int, write: bool, now: int
+    ) -> Sequence[tuple[int, int, int, int]]:
+        """A request as (bus address, physical address, size, fault): as few pieces as its translation allows.
 
-    def _is_ram(self, phys: int, size: int) -> bool:
-        if self.ram is None:
-            return False
-        try:
-            self.ram.offset(phys, size)
-        except AddressError:
-            return False
-        return True
+        All of it is translated before anything is done.
+        """
+        iommu, ram = self.iommu, self.ram
+        if ram is None:
+            return ((iova, iova, size, NO_RAM),)
+        phys, fault, room = iova, 0, size
+        if iommu is not None:
+            phys, room, fault = iommu.translate(requester, iova, write, now)
+        if room >= size and not fault and ram.contains(phys, size):
+            return ((iova, phys, size, 0),)
+        out: list[tuple[int, int, int, int]] = []
+        end = iova + size
+        start, first, length = iova, phys, 0  # a piece without fault that is not in `out` yet
+        while True:
+            piece = min(end - iova, room)
+            if not fault and not ram.contains(phys, piece):
+                piece = min(piece, PAGE - phys % PAGE)  # part may be RAM, which ends at a page boundary
+                fault = 0 if ram.contains(phys, piece) else NO_RAM
+            if length and (fault or first + length != phys):
+                out.append((start & NOWHERE, first, length, 0))
+                length = 0
+            if fault:
+                out.append((iova & NOWHERE, phys, piece, fault))
+            elif length:
+                length += piece
+            else:
+                start, first, length = iova, phys, piece
+            iova += piece
+            if iova >= end:
+                break
+            if iommu is not None:
+                phys, room, fault = iommu.translate(requester, iova & NOWHERE, write, now)
+            else:
+                phys, room, fault = iova & NOWHERE, end - iova, 0
+        if length:
+            out.append((start & NOWHERE, first, length, 0))
+        return out
 
 
 RECORD = np.dtype(

@@ -256,7 +256,8 @@ class PciFunction(Device):
     @property
     def bus_master(self) -> bool:
         """Whether the function's requests get anywhere: it and all bridges above may master the bus."""
-        if not self.s.config[COMMAND] & COMMAND_MASTER or self.power_state != D0:
+        config = self.s.config
+        if not config[COMMAND] & COMMAND_MASTER or (self.power_at and config[self.power_at + 4] & 3):
             return False
         return self.parent is None or self.parent.bus_master
 

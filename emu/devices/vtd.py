@@ -25,7 +25,6 @@ from emu.devices import vtd_tables as tables
 from emu.devices.device import Device, Region
 from emu.devices.vtd_tables import HOST_BITS, READ, WRITE, Fault
 from emu.dma import MSI_BASE, NO_RAM, NOWHERE, Interrupt, Interrupts, Ram
-from emu.errors import AddressError
 from emu.memory import PAGE
 
 BASE, SIZE = 0xFED9_0000, 0x1000
@@ -489,12 +488,9 @@ class Vtd(Device):
 
     def _memory(self, phys: int, size: int) -> bytes | None:
         """What the unit itself reads; None where there is no RAM."""
-        if self._ram is None:
+        if self._ram is None or not self._ram.contains(phys, size):
             return None
-        try:
-            return self._ram.read(phys, size).tobytes()
-        except AddressError:
-            return None
+        return self._ram.copy(phys, size)
 
     # --- interrupt remapping (chapter 5) ---
 

@@ -38,9 +38,16 @@ class FakeRam:
                 return phys - start + at
         raise AddressError("not RAM", f"{phys:#x}")
 
-    def read(self, phys: int, size: int) -> U8Array:
+    def contains(self, phys: int, size: int = 1) -> bool:
+        try:
+            self.offset(phys, size)
+        except AddressError:
+            return False
+        return True
+
+    def copy(self, phys: int, size: int) -> bytes:
         at = self.offset(phys, size)
-        return self.bytes[at : at + size]
+        return self.bytes[at : at + size].tobytes()
 
     def write(self, phys: int, data: bytes | bytearray | memoryview | U8Array, by: str) -> None:
         array = np.frombuffer(data, np.uint8)
@@ -56,7 +63,7 @@ class FakeRam:
         self.put(phys, struct.pack(f"<{len(values)}Q", *values))
 
     def get(self, phys: int, size: int) -> bytes:
-        return self.read(phys, size).tobytes()
+        return self.copy(phys, size)
 
 
 class InterruptBus:

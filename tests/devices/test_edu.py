@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emu.devices.acpipm import ResetControl
+from emu.devices.device import Line
 from emu.devices.edu import DMA_TICKS, FACTORIAL_TICKS, Edu
 from emu.devices.pci import PciHost, intx_gsi
 from emu.dma import DmaPort
@@ -33,7 +34,7 @@ class Board(Rig):
             self.clock,
             self.bus,
             ResetControl(self.clock, lambda kind, now: None),
-            lambda gsi: (self.gsi.append(gsi), self.wire)[1],
+            self.line,
             self.dma,
         )
         self.add(self.host)
@@ -41,6 +42,10 @@ class Board(Rig):
         self.host.plug(self.edu)
         self.cfg(0x10, BAR)
         self.cfg(4, 6, 2)
+
+    def line(self, gsi: int) -> Line:
+        self.gsi.append(gsi)
+        return self.wire
 
     def cfg(self, register: int, value: int, size: int = 4) -> None:
         self.write(ECAM | 3 << 15 | register, value, size)
