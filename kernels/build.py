@@ -119,6 +119,17 @@ def kernel(release: str, header: str, output: str, name: str | None = None) -> T
     )  # fmt: skip
 
 
+def user_program(name: str, *sources: str) -> Target:
+    """A static program that uses the Live Update Orchestrator: a workload for `luemu run`."""
+    return Target(
+        name=name,
+        output=f"kernels/bin/{name}",
+        sources=(*sources, "kernels/user/luo.c"),
+        inputs=("kernels/user/*.h", "kernels/user/cache/*.h"),
+        flags=LINUX_PROGRAM,
+    )
+
+
 TARGETS: tuple[Target, ...] = (
     Target(
         name="core",
@@ -135,13 +146,10 @@ TARGETS: tuple[Target, ...] = (
         inputs=("kernels/user/*.h",),
         flags=LINUX_PROGRAM,
     ),
-    Target(
-        name="cache",
-        output="kernels/bin/cache",
-        sources=("kernels/user/cache/*.c", "kernels/user/luo.c"),
-        inputs=("kernels/user/cache/*.h", "kernels/user/luo.h"),
-        flags=LINUX_PROGRAM,
-    ),
+    user_program("cache", "kernels/user/cache/*.c"),
+    user_program("many", "kernels/user/many.c"),
+    user_program("sparse", "kernels/user/sparse.c"),
+    user_program("abort", "kernels/user/abort.c", "kernels/user/plan.c"),
     Target(
         name="selftest",
         output="kernels/bin/selftest.elf",

@@ -63,6 +63,7 @@ _MOMENTS = ("J", "K", "F")
 UPDATES_SHOWN_MAX = 2
 """A chain of more updates is shown as a table, unless -v wants everything."""
 VIOLATIONS_SHOWN_MAX = 20
+SESSIONS_SHOWN_MAX = 8
 
 
 def add_parser(subparsers: Any) -> None:
@@ -519,8 +520,12 @@ def _show_update(number: int, u: dict[str, Any]) -> None:
         )
     for kept in u["kept"]:
         print(f"    {clean(kept['name'])}: {size(kept['bytes'])}{_details(kept)}")
-    for s in u["sessions"]:
+    for s in u["sessions"][:SESSIONS_SHOWN_MAX]:
         print(f"  session {clean(s['name'])}: {amount(len(s['files']), 'file')}")
+    rest = u["sessions"][SESSIONS_SHOWN_MAX:]
+    if rest:
+        files = sum(len(s["files"]) for s in rest)
+        print(f"  and {amount(len(rest), 'session')} more with {amount(files, 'file')}")
     if u["scratch"] and u["kept"]:
         names = ["low", "global", *(f"node {i}" for i in range(len(u["scratch"]) - 2))]
         areas = [
