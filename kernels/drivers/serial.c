@@ -227,8 +227,13 @@ static bool finish_output(struct serial *s)
 	return open_line;
 }
 
-static bool yield_console(void)
+static bool yield_console(bool end)
 {
+	for (unsigned int i = 1; end && i < ARRAY_SIZE(ports); i++) {
+		finish_output(&ports[i]);
+		if (ports[i].tty.ops)
+			wait_idle(&ports[i]);
+	}
 	return finish_output(&ports[0]);
 }
 

@@ -25,7 +25,7 @@ void console_init(void)
 	outb(MCR, 0x03);		/* DTR, RTS; no interrupt */
 }
 
-bool (*console_yield)(void);
+bool (*console_yield)(bool end);
 
 static void put(u8 c)
 {
@@ -35,9 +35,9 @@ static void put(u8 c)
 }
 
 /* Ends the line that programs left unfinished. */
-static void take_over(void)
+static void take_over(bool end)
 {
-	if (console_yield && console_yield()) {
+	if (console_yield && console_yield(end)) {
 		put('\r');
 		put('\n');
 	}
@@ -45,7 +45,7 @@ static void take_over(void)
 
 void console_write(const char *text, size_t size)
 {
-	take_over();
+	take_over(false);
 	for (size_t i = 0; i < size; i++) {
 		if (text[i] == '\n')
 			put('\r');
@@ -55,7 +55,7 @@ void console_write(const char *text, size_t size)
 
 void console_flush(void)
 {
-	take_over();
+	take_over(true);
 	while (!(inb(LSR) & LSR_TEMT))
 		cpu_relax();
 }

@@ -12,6 +12,9 @@
 #include "string.h"
 #include "task.h"
 
+#define CLOSED_PART	16U
+
+static u32 closed_since;
 static u32 files_in_flight;		/* under unix_lock */
 static u32 sockets_in_flight;
 
@@ -123,8 +126,10 @@ void collect_garbage(struct list_head *doomed)
 	LIST_HEAD(search);
 	struct sock *s;
 
-	if (!sockets_in_flight)
+	/* The more sockets there are to look at, the more of them are closed before the next look. */
+	if (!sockets_in_flight || ++closed_since * CLOSED_PART < nr_sockets)
 		return;
+	closed_since = 0;
 	reached = &search;
 	list_for_each_entry(s, &all_sockets, all)
 		s->garbage = s->file && s->in_flight && READ_ONCE(s->file->refs) == s->in_flight;

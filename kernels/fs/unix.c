@@ -22,6 +22,7 @@
 
 struct mutex unix_lock = MUTEX_INIT(unix_lock);
 LIST_HEAD(all_sockets);
+u32 nr_sockets;
 static LIST_HEAD(bound_sockets);
 static struct wait_queue datagram_room = WAIT_QUEUE_INIT(datagram_room);
 static u32 next_auto_name;
@@ -58,6 +59,7 @@ struct sock *sock_new(u32 type)
 	INIT_LIST_HEAD(&s->in_search);
 	mutex_lock(&unix_lock);
 	list_add_tail(&s->all, &all_sockets);
+	nr_sockets++;
 	mutex_unlock(&unix_lock);
 	return s;
 }
@@ -151,6 +153,7 @@ static void close_locked(struct sock *s, struct list_head *doomed)
 
 	s->dead = true;
 	list_del(&s->all);
+	nr_sockets--;
 	if (s->bound)
 		list_del_init(&s->in_bound);
 	leave_peer(s, lost);

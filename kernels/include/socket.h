@@ -94,6 +94,7 @@ struct sock {
 
 extern struct mutex unix_lock;
 extern struct list_head all_sockets;
+extern u32 nr_sockets;
 extern const struct file_ops socket_file_ops;
 
 /* ---- unix.c ---- */

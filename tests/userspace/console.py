@@ -46,7 +46,9 @@ def initramfs(plan: Plan, files: dict[str, bytes] | None = None) -> bytes:
 class Console:
     """A shell on ttyS0. `run` a command, or `type` keys and `expect` text."""
 
-    def __init__(self, release: str, cmdline: str = "loglevel=4", files: dict[str, bytes] | None = None) -> None:
+    def __init__(
+        self, release: str, cmdline: str = "loglevel=4", files: dict[str, bytes] | None = None
+    ) -> None:
         plan = Plan(0, terminal="/dev/ttyS0", shell=("/bin/sh",))
         self.machine = Machine(memory=RAM)
         self.machine.boot(Boot(kernel(release), cmdline, initramfs(plan, files)))
