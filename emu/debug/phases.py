@@ -66,6 +66,7 @@ _ENTRIES: dict[str, tuple[str | None, str | None]] = {
     "luo_session_create": ("P5", "P5"),
     "luo_preserve_file": ("P6", "P6"),
     "__x64_sys_kexec_file_load": ("P7", "P7"),
+    "syscall_kexec_file_load": ("P7", "P7"),  # of the project's kernels: reads the files as well
     "kernel_kexec": ("P8", "P8"),
     "luo_session_serialize": ("P9", "P9"),
     "kernel_restart_prepare": ("P10", "P10"),
@@ -249,8 +250,8 @@ class PhaseObserver:
                 return
             if name == "kernel_kexec":
                 self._requested = machine.ticks, machine.ticks - machine.instructions
-            if name == "__x64_sys_kexec_file_load" and self.kernel.own:
-                # the probe is behind the function's prologue
+            if name == "__x64_sys_kexec_file_load" and self.kernel.own and self.records[-1].id != "P7":
+                # no program called; the probe is behind the function's prologue
                 self._until_return(machine, "P7", machine.cpus[0].registers()["rbp"] + 8)
             if name == "kho_populate":
                 self._populated = True
