@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from emu.debug import guest
+from emu.debug.own_luo import EVENTS, FUNCTIONS, Call, LuoChecker
+from emu.debug.own_luo import OBSERVED as OBSERVED_OF_LUO
 from emu.debug.release import Kernel
 from emu.debug.sdt import Probe
 from emu.debug.struct_pages import StructPages
@@ -125,6 +127,7 @@ class OwnChecker:
         self._installed: list[tuple[int, Callable[[Machine, int], bool | None]]] = []
         self._registers: dict[str, int] | None = None
         self._now = _Running(0, kernels[0], started=True)
+        self._luo = LuoChecker(self, None)
         self._install()
 
     # ---- probes --------------------------------------------------------------------------------
@@ -149,8 +152,41 @@ class OwnChecker:
         for event, method in events.items():
             for probe in self._now.kernel.probes.at(event):
                 handler = self._handler(probe, method)
-                self.machine.probe(probe.address, handler)
-                self._installed.append((probe.address, handler))
+                self._add(probe.address, handler)
+        for event in EVENTS:
+            for probe in self._now.kernel.probes.at(event):
+                self._add(probe.address, self._handler(probe, self._luo_event(event)))
+        symbols = self._now.kernel.symbols
+        for name in FUNCTIONS:
+            at = symbols.address(name) if symbols is not None else None
+            if at is not None:
+                self.watch(at, self._luo_call(name))
+
+    def _add(self, address: int, handler: Callable[[Machine, int], bool | None]) -> None:
+        self.machine.probe(address, handler)
+        self._installed.append((address, handler))
+
+    def watch(self, address: int, call: Call) -> None:
+        """Call with the registers whenever the running kernel gets to this address."""
+
+        def reached(machine: Machine, address: int) -> None:
+            if self._now.started:
+                self._registers = machine.cpus[0].registers()
+                call(self._registers, ())
+
+        self._add(address, reached)
+
+    def _luo_event(self, event: str) -> Event:
+        def announced(arguments: tuple[int, ...]) -> None:
+            self._luo.called(event, self._registers or {}, arguments)
+
+        return announced
+
+    def _luo_call(self, name: str) -> Call:
+        def entered(registers: dict[str, int], arguments: tuple[int, ...]) -> None:
+            self._luo.called(name, registers)
+
+        return entered
 
     def _handler(self, probe: Probe, method: Event) -> Callable[[Machine, int], bool | None]:
         starts = probe.event == "kernel:start"
@@ -162,7 +198,7 @@ class OwnChecker:
             try:
                 arguments = probe.read(machine, self._registers)
             except guest.NotMapped as e:
-                self._unknown("INV-37", f"the arguments of {probe.event} cannot be read: {e}")
+                self.unknown("INV-37", f"the arguments of {probe.event} cannot be read: {e}")
                 return
             method(arguments)
 
@@ -170,7 +206,8 @@ class OwnChecker:
 
     # ---- results -------------------------------------------------------------------------------
 
-    def _view(self) -> View:
+    def view(self) -> View:
+        """The running kernel's structures, now."""
         return View(self.machine, self._now.kernel, self._registers)
 
     def _report(self, sender: bool) -> Report:
@@ -178,22 +215,24 @@ class OwnChecker:
         update = generation if sender else max(generation - 1, 0)
         return self._reports.setdefault(update, Report("run"))
 
-    def _unknown(self, id: str, reason: str, sender: bool = False) -> None:
+    def unknown(self, id: str, reason: str, sender: bool = False) -> None:
+        """A row cannot be checked. ``sender``: in the update that this kernel begins, not the one before."""
         self._report(sender).not_checked.setdefault(id, reason)
 
     @contextmanager
-    def _checking(self, id: str, sender: bool = False) -> Iterator[None]:
+    def checking(self, id: str, sender: bool = False) -> Iterator[None]:
         """A row is being checked; it is not where something turns out to be unknown."""
         try:
             yield
         except (UnknownLayout, AddressError, ImageError) as e:
-            self._unknown(id, str(e), sender)
+            self.unknown(id, str(e), sender)
         else:
             report = self._report(sender)
             if id not in report.checked:
                 report.checked.append(id)
 
-    def _violate(self, id: str, when: str, message: str, phys: int | None, sender: bool = False) -> None:
+    def violate(self, id: str, when: str, message: str, phys: int | None, sender: bool = False) -> None:
+        """A row is broken."""
         key = (self._now.generation, id)
         self._violations[key] = self._violations.get(key, 0) + 1
         if self._violations[key] <= VIOLATIONS_PER_ID_MAX:
@@ -203,7 +242,7 @@ class OwnChecker:
         """What was found of an update, from kernel ``update`` to the next."""
         found = self._reports.get(update, Report("run"))
         out = Report("run", list(found.violations), [], {})
-        for id, reason in OBSERVED.items():
+        for id, reason in (OBSERVED | OBSERVED_OF_LUO).items():
             if id in found.not_checked:
                 out.not_checked[id] = found.not_checked[id]
             elif id in found.checked:
@@ -252,6 +291,7 @@ class OwnChecker:
         now = self._now
         if now.kernel.own and handover is not None:
             self._check_sender(handover)
+            self._luo.jump(handover)
             self._conclude("J")
         received = None
         if handover is not None and snapshot is not None:
@@ -261,18 +301,19 @@ class OwnChecker:
         generation = now.generation + 1
         kernel = self.kernels[min(generation, len(self.kernels) - 1)]
         self._now = _Running(generation, kernel, received)
+        self._luo = LuoChecker(self, handover if kernel.own else None)
         self._install()
 
     def _check_sender(self, handover: Handover) -> None:
         now = self._now
-        with self._checking("INV-49", sender=True):
+        with self.checking("INV-49", sender=True):
             if now.shut_down is None:
                 raise UnknownLayout("the kernel did not announce the end of its preparations")
             for phys in metadata_pages(handover).tolist():
                 if phys and self._differs(now.shut_down, phys):
                     message = "a page of metadata changed between the point of no return and the jump"
-                    self._violate("INV-49", "J", message, phys, sender=True)
-        with self._checking("INV-39", sender=True):
+                    self.violate("INV-49", "J", message, phys, sender=True)
+        with self.checking("INV-39", sender=True):
             self._check_count("J", handover.metadata, handover.fdt_phys, sender=True)
 
     def _check_count(
@@ -282,10 +323,10 @@ class OwnChecker:
         expected = 1 if now.received is None or not now.adopted else now.received.kexec_count + 1
         if metadata is None:
             message = "the next kernel is not told how many updates there were"
-            self._violate("INV-39", when, message, phys, sender)
+            self.violate("INV-39", when, message, phys, sender)
         elif metadata.kexec_count != expected:
             message = f"the next kexec count is {metadata.kexec_count}, not {expected}"
-            self._violate("INV-39", when, message, phys, sender)
+            self.violate("INV-39", when, message, phys, sender)
 
     def _differs(self, then: Snapshot, phys: int) -> bool:
         """Whether a page is not what it was in a snapshot."""
@@ -295,8 +336,8 @@ class OwnChecker:
         return bool(now.any()) if old is None else not np.array_equal(old, now)
 
     def _check_scratch_type(self, when: str, sender: bool) -> None:
-        with self._checking("INV-3", sender):
-            view = self._view()
+        with self.checking("INV-3", sender):
+            view = self.view()
             cma = self._now.kernel.layouts.constant("MIGRATE_CMA")
             found = view.scratch_list()
             if found is None:
@@ -305,7 +346,7 @@ class OwnChecker:
                 for phys, kind in view.migratetypes(area) if area.size else []:
                     if kind != cma:
                         message = f"a pageblock of scratch has the migratetype {kind} instead of CMA"
-                        self._violate("INV-3", when, message, phys, sender)
+                        self.violate("INV-3", when, message, phys, sender)
 
     # ---- the kernel that receives: early boot --------------------------------------------------
 
@@ -323,28 +364,28 @@ class OwnChecker:
         """K: the entry of kho_memory_init."""
         self._reconsider()
         now = self._now
-        view = self._view()
+        view = self.view()
         if now.received is None or not now.adopted:
             return
         message = "allocations are not limited to scratch before memory is adopted"
         self._check_scratch_only(view, "K", True, message)
-        with self._checking("INV-32"):
+        with self.checking("INV-32"):
             self._check_image(view, now.received)
 
     def _reconsider(self) -> None:
         """Has it taken the handover? It may still think better of it when it walks the tree."""
         now = self._now
-        with self._checking("INV-36"):
+        with self.checking("INV-36"):
             now.adopted = took_handover(self.machine, now.kernel)
         if not now.adopted:
             for id in RECEIVING:
-                self._unknown(id, NOT_ADOPTED)
+                self.unknown(id, NOT_ADOPTED)
 
     def _check_scratch_only(self, view: View, when: str, expected: bool, message: str) -> None:
-        with self._checking("INV-36"):
+        with self.checking("INV-36"):
             if view.scratch_only != expected:
                 at = view.symbol("memblock") + view.struct("memblock").offset("scratch_only")
-                self._violate("INV-36", when, message, view.phys(at))
+                self.violate("INV-36", when, message, view.phys(at))
 
     def _check_image(self, view: View, received: Handed) -> None:
         start, end = view.image()
@@ -359,12 +400,12 @@ class OwnChecker:
             ("setup_data", setup, setup + 16),
         ):
             if low and low < high and not received.in_scratch(low, high):
-                self._violate("INV-32", "K", f"{what} of the new kernel is not in scratch", low)
+                self.violate("INV-32", "K", f"{what} of the new kernel is not in scratch", low)
 
     def _free_all(self, arguments: tuple[int, ...]) -> None:
         """memblock_free_all, before the first page is given: everything preserved must be reserved by now."""
         now = self._now
-        view = self._view()
+        view = self.view()
         now.freed = True
         if now.adopted:
             self._reconsider()
@@ -374,34 +415,34 @@ class OwnChecker:
             self.before_free()
         message = "memory is freed while allocations are limited to scratch"
         self._check_scratch_only(view, "F", False, message)
-        with self._checking("INV-33"):
+        with self.checking("INV-33"):
             for base, size in now.allocations:
                 if base + size > FIRST_MIB and not now.received.in_scratch(base, base + size):
                     message = f"{size:#x} bytes are allocated outside scratch before memory is adopted"
-                    self._violate("INV-33", "F", message, base)
-        with self._checking("INV-34"):
+                    self.violate("INV-33", "F", message, base)
+        with self.checking("INV-34"):
             preserved = now.received.handover.preserved
             low = preserved.phys
             high = low + (_PAGE << preserved.order.astype(np.uint64))
             held = view.regions("reserved").joined(RSRV_NOINIT).covers(low, high)
             for phys in low[~held].tolist():
                 message = "a preserved block is not reserved, or not as NOINIT, when memory is freed"
-                self._violate("INV-34", "F", message, phys)
+                self.violate("INV-34", "F", message, phys)
 
     def _free_all_done(self, arguments: tuple[int, ...]) -> None:
         self._now.freed = True
-        with self._checking("INV-38"):
-            self._now.unreserved = self._view().unreserved_pages()
+        with self.checking("INV-38"):
+            self._now.unreserved = self.view().unreserved_pages()
 
     def _adopted(self) -> None:
         """F: memblock_free_all is done."""
         now = self._now
-        view = self._view()
+        view = self.view()
         if now.received is None or not now.adopted:
             return
         message = "allocations are still limited to scratch after memory was freed"
         self._check_scratch_only(view, "F", False, message)
-        with self._checking("INV-35"):
+        with self.checking("INV-35"):
             self._check_pages(view, now.received)
 
     def _check_pages(self, view: View, received: Handed) -> None:
@@ -411,7 +452,7 @@ class OwnChecker:
 
         def broken(which: Words, message: str) -> None:
             for phys in which.tolist():
-                self._violate("INV-35", "F", message, phys)
+                self.violate("INV-35", "F", message, phys)
 
         stamp = (np.uint64(RESTORE_MAGIC) << np.uint64(32)) | order
         private = view.page_member(heads, "private").view(np.uint64)
@@ -427,7 +468,7 @@ class OwnChecker:
         for low, high in zip(start.tolist(), end.tolist(), strict=True):
             for index in preserved.intersecting(low, high).tolist():
                 phys = int(preserved.phys[index])
-                self._violate("INV-35", "F", "a preserved block is in the page allocator's free lists", phys)
+                self.violate("INV-35", "F", "a preserved block is in the page allocator's free lists", phys)
 
     # ---- restoring -----------------------------------------------------------------------------
 
@@ -437,36 +478,36 @@ class OwnChecker:
         now = self._now
         if now.received is None or not now.adopted:
             if now.adopted:
-                self._unknown("INV-37", "the handover could not be read at J")
+                self.unknown("INV-37", "the handover could not be read at J")
             else:
-                self._violate("INV-37", "run", "a block is restored, and nothing was handed over", phys)
+                self.violate("INV-37", "run", "a block is restored, and nothing was handed over", phys)
             return
-        with self._checking("INV-37"):
+        with self.checking("INV-37"):
             kept = int(now.received.handover.preserved.orders_at(np.array([phys], np.uint64))[0])
             if phys in now.restored:
-                self._violate("INV-37", "run", "a block is restored again", phys)
+                self.violate("INV-37", "run", "a block is restored again", phys)
             elif kept < 0:
-                self._violate("INV-37", "run", "a block is restored that was not preserved", phys)
+                self.violate("INV-37", "run", "a block is restored that was not preserved", phys)
             elif kept != order:
                 message = f"a block of order {kept} is restored as one of order {order}"
-                self._violate("INV-37", "run", message, phys)
+                self.violate("INV-37", "run", message, phys)
             else:
                 now.restored[phys] = order
                 self._check_contents(now.received, phys, PAGE_SIZE << order)
 
     def _check_contents(self, received: Handed, phys: int, size: int) -> None:
         """INV-26: a block is what it was at J when it is restored."""
-        with self._checking("INV-26"):
+        with self.checking("INV-26"):
             for page in range(phys, phys + size, PAGE_SIZE):
                 if page not in received.metadata and self._differs(received.snapshot, page):
                     message = "a preserved page is not what it was at J when it is restored"
-                    self._violate("INV-26", "run", message, page)
+                    self.violate("INV-26", "run", message, page)
 
     def _managed(self, arguments: tuple[int, ...]) -> None:
         """mm:managed(pages): what the allocator has, against what it was given."""
         now = self._now
-        with self._checking("INV-38"):
-            view = self._view()
+        with self.checking("INV-38"):
+            view = self.view()
             restored = sum(1 << order for order in now.restored.values())
             scratch = 0
             if not view.member(view.symbol("kho_in"), "kho_in", "scratch") and view.variable("kho_enable", 1):
@@ -478,7 +519,7 @@ class OwnChecker:
                     f"{arguments[0]} pages are managed; {now.unreserved} were never reserved, {scratch} are "
                     f"scratch that was released, {restored} were restored"
                 )
-                self._violate("INV-38", "run", message, None)
+                self.violate("INV-38", "run", message, None)
 
     # ---- the end -------------------------------------------------------------------------------
 
@@ -490,23 +531,24 @@ class OwnChecker:
         now = self._now
         if not now.freed:
             return
+        self._luo.conclude()
         self._check_scratch_type(when, sender=when == "J")
         if now.received is None or not now.adopted:
             return
         self._count_left(now.received.handover)
-        view = self._view()
+        view = self.view()
         message = "allocations are limited to scratch again"
         self._check_scratch_only(view, when, False, message)
-        with self._checking("INV-45"):
+        with self.checking("INV-45"):
             carry = view.magic_pages()
             restored = np.array(sorted(now.restored), np.uint64)
             for phys in np.intersect1d(carry, restored).tolist():
-                self._violate("INV-37", when, "a restored block still carries the magic", phys)
+                self.violate("INV-37", when, "a restored block still carries the magic", phys)
             left = np.setdiff1d(now.received.handover.preserved.phys, restored)
             for phys in np.setdiff1d(carry, np.union1d(left, restored)).tolist():
-                self._violate("INV-45", when, "a page that is not preserved carries the magic", phys)
+                self.violate("INV-45", when, "a page that is not preserved carries the magic", phys)
             for phys in np.setdiff1d(left, carry).tolist():
-                self._violate("INV-45", when, "a block that nobody restored lost its magic", phys)
+                self.violate("INV-45", when, "a block that nobody restored lost its magic", phys)
 
     def _count_left(self, handover: Handover) -> None:
         """What was handed over for somebody and that somebody did not take."""
@@ -524,8 +566,8 @@ class OwnChecker:
         self._conclude("end")
         if not self._now.freed:
             return
-        with self._checking("INV-39"):
-            view = self._view()
+        with self.checking("INV-39"):
+            view = self.view()
             at = view.member(view.symbol("kho_out"), "kho_out", "fdt")
             if not at:
                 raise UnknownLayout("the last kernel could not hand over: KHO is off")
@@ -538,7 +580,7 @@ class OwnChecker:
                 blob = self.machine.memory.read(node.u64("preserved-data"), METADATA.size).tobytes()
                 self._check_count("end", KexecMetadata.unpack(blob), node.u64("preserved-data"))
             except KhoError as e:
-                self._violate("INV-39", "end", f"what the last kernel would hand over: {e}", view.phys(at))
+                self.violate("INV-39", "end", f"what the last kernel would hand over: {e}", view.phys(at))
 
 
 __all__ = ["NOT_ADOPTED", "OBSERVED", "OwnChecker"]

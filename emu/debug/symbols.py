@@ -24,8 +24,15 @@ _LINE = re.compile(r"([0-9a-fA-F]+) (\S) (\S+)")
 class Symbols:
     """Addresses by name and names by address of one kernel image."""
 
-    def __init__(self, table: dict[str, int], source: Path | None = None) -> None:
+    def __init__(
+        self,
+        table: dict[str, int],
+        source: Path | None = None,
+        locals: dict[tuple[str, str], int] | None = None,
+    ) -> None:
+        """``locals`` are those of one source file, by its name and theirs."""
         self._table = table
+        self._locals = locals or {}
         self._source = source
         pairs = sorted((a, n) for n, a in table.items() if a)
         self._addresses = [a for a, _ in pairs]
@@ -50,16 +57,22 @@ class Symbols:
     @classmethod
     def _read_elf(cls, path: Path) -> Symbols:
         table: dict[str, int] = {}
+        locals: dict[tuple[str, str], int] = {}
         try:
             with path.open("rb") as f:
                 for section in ELFFile(f).iter_sections():
                     if isinstance(section, SymbolTableSection):
+                        file = ""
                         for symbol in section.iter_symbols():
-                            if symbol.name and symbol["st_shndx"] != "SHN_UNDEF":
+                            if symbol["st_info"]["type"] == "STT_FILE":
+                                file = symbol.name
+                            elif symbol.name and symbol["st_shndx"] != "SHN_UNDEF":
                                 table.setdefault(symbol.name, int(symbol["st_value"]))
+                                if symbol["st_info"]["bind"] == "STB_LOCAL":
+                                    locals.setdefault((file, symbol.name), int(symbol["st_value"]))
         except (ELFError, ELFParseError, OSError, ValueError, KeyError) as e:
             raise ImageError(f"malformed ELF file: {e}", str(path)) from None
-        return cls(table, path)
+        return cls(table, path, locals)
 
     @classmethod
     def beside(cls, kernel: Path) -> Symbols | None:
@@ -85,6 +98,10 @@ class Symbols:
     def address(self, name: str) -> int | None:
         """Address of a name, None if there is none."""
         return self._table.get(name)
+
+    def local(self, file: str, name: str) -> int | None:
+        """Address of a name that is local to a source file ("luo_session.c"), None if there is none."""
+        return self._locals.get((file, name))
 
     def describe(self, address: int) -> str:
         """``name+0x12`` for an address, or the bare address where no symbol is near."""

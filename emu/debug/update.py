@@ -25,9 +25,7 @@ from emu.boot import Boot, BzImage
 from emu.debug import epitaph, guest, kexec
 from emu.debug.chain import INIT, Chain
 from emu.debug.inspect import _describe_session as describe_session
-from emu.debug.invariants import OBSERVED as OBSERVED_IN_LINUX
 from emu.debug.invariants import RuntimeChecker
-from emu.debug.own import OBSERVED as OBSERVED_IN_OWN
 from emu.debug.own import OwnChecker
 from emu.debug.phases import PhaseObserver, Record
 from emu.debug.release import Kernel
@@ -53,8 +51,6 @@ MAX_INSTRUCTIONS = 50_000_000_000
 """Default of --max-instructions: about a minute; a whole update of a Linux takes 2.5 thousand million."""
 
 
-NO_LUO = "there is no LUO state in the handover"
-NOT_OBSERVED = "LUO is not observed in the project's own kernels"
 OWN_SUBTREES = (SUBTREE_METADATA, SUBTREE_MEMBLOCK, SUBTREE_TEST, SUBTREE_LUO, luemutest.SUBTREE)
 """Everything that the project's kernels hand over."""
 
@@ -682,9 +678,6 @@ class Update:
                 ours = self.chain.kernel(generation).own or self.chain.kernel(generation + 1).own
                 if ours:
                     reasons |= report.not_checked
-                if ours and self.checker is None:
-                    why = NOT_OBSERVED if found.number is not None else NO_LUO
-                    reasons |= {id: why for id in OBSERVED_IN_LINUX if id not in OBSERVED_IN_OWN}
             found.not_checked.update(reasons)
             if not self.examined:
                 self._alone = found

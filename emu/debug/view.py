@@ -24,8 +24,8 @@ from kho.abi import RESTORE_MAGIC
 from kho.memory import Words
 from kho.setup_data import ScratchArea
 
-# kernels/include/page.h and memblock.h, compared by a test
-PG_BUDDY, PG_RESERVED = 1, 2
+# kernels/include/page.h, pagecache.h and memblock.h, compared by a test
+PG_BUDDY, PG_RESERVED, PG_PINNED = 1, 2, 1 << 10
 RSRV_NOINIT, RSRV_KERN, KHO_SCRATCH = 0x10, 0x20, 0x40
 PAGEBLOCK = 2 << 20
 REGIONS_MAX = 1 << 24
