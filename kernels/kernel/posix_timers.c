@@ -15,8 +15,8 @@
 #define SIGEV_THREAD_ID	4
 #define TIMER_ABSTIME	1
 #define SI_TIMER	(-2)
-#define TIMERS_MAX	256		/* of a process */
-#define ALL_TIMERS_MAX	8192		/* each of which may want something at every tick */
+#define TIMERS_MAX	128		/* of a process */
+#define ALL_TIMERS_MAX	2048		/* each of which may want something at every tick */
 #define OVERRUN_MAX	0x7fffffffU
 
 struct sigevent {
