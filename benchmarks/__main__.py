@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 
-from benchmarks import counting, decode, own_update, plain, snapshots
+from benchmarks import counting, decode, own_update, plain, preserving, snapshots
 
 
 def _linux() -> dict[str, float]:
@@ -26,6 +26,10 @@ BENCHMARKS: dict[str, tuple[Callable[[], dict[str, float]], str]] = {
     "snapshots": (snapshots.run, "with 100 dirty pages (bars: 500 us, 300 us, ratios 1.5)"),
     "decode": (decode.run, "a map of four million order-0 pages (bar: half a second)"),
     "own": (own_update.run, "a chain of our kernels (bars: 2.0 x QEMU TCG, 1.0 x icount)"),
+    "preserving": (
+        preserving.run,
+        "instructions a page, ours and Linux's (bar: no more, and flat within 1.03)",
+    ),
     "linux": (_linux, "kexec to the second user space (bars: 1.2 x QEMU TCG, 0.5 x icount)"),
 }
 

@@ -29,6 +29,9 @@ int mapping_add(struct mapping *m, struct folio *f, u64 index);	/* takes a refer
 void mapping_remove(struct mapping *m, struct folio *f);	/* drops it */
 /* The first folio whose pages reach index or more; NULL. For walks: index = its index + size. */
 struct folio *mapping_next(struct mapping *m, u64 index);
+/* Calls fn for each folio that has pages in [first, end), by index, until it returns something else than 0, which is
+ * returned. It must not change the tree. Cheaper than mapping_next(), and never looks behind the end. */
+int mapping_walk(struct mapping *m, u64 first, u64 end, int (*fn)(struct folio *f, void *ctx), void *ctx);
 /* Drops pages first to the end. A folio that is cut in the middle is split into smaller ones. */
 void mapping_truncate(struct mapping *m, u64 first);
 

@@ -146,6 +146,8 @@ void mutex_unlock(struct mutex *m)
 {
 	if (READ_ONCE(m->owner) != current)
 		panic("mutex is unlocked by another than its owner");
-	__atomic_store_n(&m->owner, NULL, __ATOMIC_SEQ_CST);
-	wake_up(&m->wait);
+	/* Who is not among the waiters yet looks at the owner once more after having joined them. */
+	__atomic_exchange_n(&m->owner, NULL, __ATOMIC_SEQ_CST);
+	if (READ_ONCE(m->wait.waiters.next) != &m->wait.waiters)
+		wake_up(&m->wait);
 }

@@ -137,13 +137,18 @@ s64 memfd_get_seals(struct file *file)
 	return shmem_inode(file->inode) ? (s64)file->inode->shmem->seals : -EINVAL;
 }
 
+static int is_pinned(struct folio *f, void *ctx)
+{
+	(void)ctx;
+	return !!(f->page.flags & PG_PINNED);
+}
+
 static bool has_pins(struct mapping *m)
 {
-	bool pinned = false;
+	bool pinned;
 
 	mutex_lock(&m->lock);
-	for (struct folio *f = mapping_next(m, 0); f && !pinned; f = mapping_next(m, f->page.index + folio_nr_pages(f)))
-		pinned = f->page.flags & PG_PINNED;
+	pinned = mapping_walk(m, 0, ~0UL, is_pinned, NULL);
 	mutex_unlock(&m->lock);
 	return pinned;
 }

@@ -104,6 +104,46 @@ struct folio *mapping_next(struct mapping *m, u64 index)
 	return NULL;
 }
 
+struct walk {
+	u64 next, end;			/* pages that are not visited yet */
+	int (*fn)(struct folio *f, void *ctx);
+	void *ctx;
+};
+
+/* A node whose first page is `base`. */
+static int walk_node(struct walk *w, struct node *n, u32 level, u64 base)
+{
+	u32 shift = (level - 1) * NODE_LOG2;
+	u64 i = w->next > base ? (w->next - base) >> shift : 0;
+
+	for (; i < NODE_SLOTS && base + (i << shift) < w->end; i++) {
+		u64 slot = n->slot[i];
+		int err;
+
+		if (!slot)
+			continue;
+		if (is_folio(slot)) {
+			struct folio *f = slot_folio(slot);
+
+			err = w->fn(f, w->ctx);
+			w->next = f->page.index + folio_nr_pages(f);
+			i = (w->next - 1 - base) >> shift;	/* its last slot: none is in two nodes */
+		} else {
+			err = walk_node(w, slot_node(slot), level - 1, base + (i << shift));
+		}
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+int mapping_walk(struct mapping *m, u64 first, u64 end, int (*fn)(struct folio *f, void *ctx), void *ctx)
+{
+	struct walk w = { .next = first, .end = end, .fn = fn, .ctx = ctx };
+
+	return m->root && first < end ? walk_node(&w, m->root, m->height, 0) : 0;
+}
+
 /* A root that covers the index, and that has at least this height. */
 static int grow(struct mapping *m, u64 index, u32 height)
 {

@@ -48,29 +48,29 @@ void shmem_evict_inode(struct inode *inode)
 
 bool shmem_inode(const struct inode *inode) { return inode->shmem != NULL; }
 
-static struct folio *new_folio(u64 index, u64 size, bool huge)
+static struct folio *new_folio(u64 index, u64 size, bool huge, gfp_t gfp)
 {
 	struct folio *f = NULL;
 
 	if (huge && ALIGN_DOWN(index, 512UL) + 512 <= PFN_UP(size))
-		f = folio_alloc(GFP_MOVABLE | __GFP_ZERO | __GFP_NOWARN, PAGEBLOCK_ORDER);
-	return f ? f : folio_alloc(GFP_MOVABLE | __GFP_ZERO, 0);
+		f = folio_alloc(gfp | __GFP_ZERO | __GFP_NOWARN, PAGEBLOCK_ORDER);
+	return f ? f : folio_alloc(gfp | __GFP_ZERO, 0);
 }
 
-struct folio *shmem_get_folio(struct shmem *s, u64 index, u64 size)
+static struct folio *get_folio(struct shmem *s, u64 index, u64 size, gfp_t gfp)
 {
 	struct folio *f = mapping_find(&s->mapping, index);
 	int err;
 
 	if (f)
 		return f;
-	f = new_folio(index, size, s->huge);
+	f = new_folio(index, size, s->huge, gfp);
 	if (!f)
 		return ERR_PTR(-ENOMEM);
 	err = mapping_add(&s->mapping, f, ALIGN_DOWN(index, folio_nr_pages(f)));
 	if (err == -EEXIST) {		/* a small page is where the large one would go */
 		folio_put(f);
-		f = folio_alloc(GFP_MOVABLE | __GFP_ZERO, 0);
+		f = folio_alloc(gfp | __GFP_ZERO, 0);
 		if (!f)
 			return ERR_PTR(-ENOMEM);
 		err = mapping_add(&s->mapping, f, index);
@@ -80,6 +80,11 @@ struct folio *shmem_get_folio(struct shmem *s, u64 index, u64 size)
 		return ERR_PTR(err);
 	f->page.flags |= PG_UPTODATE | PG_DIRTY;
 	return f;
+}
+
+struct folio *shmem_get_folio(struct shmem *s, u64 index, u64 size)
+{
+	return get_folio(s, index, size, GFP_MOVABLE);
 }
 
 /* Bytes from position pos on that lie in the folio, as memory. */
@@ -369,21 +374,30 @@ static bool in_scratch(const struct folio *f)
 	return get_pageblock_migratetype(folio_pfn(f)) == MIGRATE_CMA;
 }
 
-static void unpin_range(struct mapping *m, u64 end)
+static int unpin(struct folio *f, void *ctx)
 {
-	for (struct folio *f = mapping_next(m, 0); f && f->page.index < end; ) {
-		u64 next = f->page.index + folio_nr_pages(f);
+	(void)ctx;
+	f->page.flags &= ~PG_PINNED;
+	return 0;
+}
 
-		f->page.flags &= ~PG_PINNED;
-		f = mapping_next(m, next);
-	}
+/* The first one that is missing, or not where it may stay. */
+static int pin(struct folio *f, void *ctx)
+{
+	u64 *index = ctx;
+
+	if (f->page.index > *index || in_scratch(f))
+		return 1;
+	f->page.flags |= PG_PINNED;
+	*index = f->page.index + folio_nr_pages(f);
+	return 0;
 }
 
 /* The folio at the page, outside scratch. mapping->lock held; let go while somebody uses the folio. */
 static struct folio *get_unmovable(struct shmem *s, u64 index, u64 size)
 {
 	while (1) {
-		struct folio *f = shmem_get_folio(s, index, size);
+		struct folio *f = get_folio(s, index, size, GFP_KERNEL);
 		int err;
 
 		if (IS_ERR(f) || !in_scratch(f))
@@ -409,17 +423,21 @@ int shmem_pin(struct inode *inode, u64 size)
 	if (pages > s->mapping.nr_pages + nr_free_pages())
 		return -ENOMEM;
 	mutex_lock(&s->mapping.lock);
-	while (index < pages) {
-		struct folio *f = get_unmovable(s, index, size);
+	while (!err && index < pages) {
+		struct folio *f = mapping_find(&s->mapping, index);
 
-		if (IS_ERR(f)) {
-			err = (int)PTR_ERR(f);
-			unpin_range(&s->mapping, index);
-			break;
+		if (f && !in_scratch(f)) {
+			mapping_walk(&s->mapping, index, pages, pin, &index);
+			continue;
 		}
-		f->page.flags |= PG_PINNED;
-		index = f->page.index + folio_nr_pages(f);
+		f = get_unmovable(s, index, size);
+		if (IS_ERR(f))
+			err = (int)PTR_ERR(f);
+		else
+			pin(f, &index);
 	}
+	if (err)
+		mapping_walk(&s->mapping, 0, index, unpin, NULL);
 	mutex_unlock(&s->mapping.lock);
 	return err;
 }
@@ -429,6 +447,6 @@ void shmem_unpin(struct inode *inode)
 	struct mapping *m = &inode->shmem->mapping;
 
 	mutex_lock(&m->lock);
-	unpin_range(m, ~0UL);
+	mapping_walk(m, 0, ~0UL, unpin, NULL);
 	mutex_unlock(&m->lock);
 }

@@ -33,6 +33,18 @@ static u64 *bitmap_of(struct kho_radix_node *leaf)
 	return ((struct kho_radix_leaf *)leaf)->bitmap;
 }
 
+/* Pages of the tree are never freed, so a leaf that was found once stays where it is. */
+static bool in_last(const struct kho_radix_tree *tree, u64 key)
+{
+	return tree->last && key >> KHO_BITMAP_SIZE_LOG2 == tree->last_prefix;
+}
+
+static void remember(struct kho_radix_tree *tree, u64 key, struct kho_radix_node *leaf)
+{
+	tree->last = (struct kho_radix_leaf *)leaf;
+	tree->last_prefix = key >> KHO_BITMAP_SIZE_LOG2;
+}
+
 int kho_radix_add(struct kho_radix_tree *tree, u64 pfn, unsigned int order)
 {
 	struct kho_radix_node *node = tree->root, *made[KHO_TREE_MAX_DEPTH];
@@ -44,6 +56,11 @@ int kho_radix_add(struct kho_radix_tree *tree, u64 pfn, unsigned int order)
 		return -EINVAL;
 	key = kho_radix_key(pfn, order);
 	mutex_lock(&tree->lock);
+	if (in_last(tree, key)) {
+		set_bit(index_of(key, 0), tree->last->bitmap);
+		mutex_unlock(&tree->lock);
+		return 0;
+	}
 	for (unsigned int level = KHO_TREE_MAX_DEPTH - 1; level; level--) {
 		u64 *slot = &node->table[index_of(key, level)];
 
@@ -66,6 +83,7 @@ int kho_radix_add(struct kho_radix_tree *tree, u64 pfn, unsigned int order)
 			free_page(made[--nr_made]);
 	} else {
 		set_bit(index_of(key, 0), bitmap_of(node));
+		remember(tree, key, node);
 	}
 	mutex_unlock(&tree->lock);
 	return err;
@@ -80,13 +98,20 @@ void kho_radix_del(struct kho_radix_tree *tree, u64 pfn, unsigned int order)
 		return;
 	key = kho_radix_key(pfn, order);
 	mutex_lock(&tree->lock);
+	if (in_last(tree, key)) {
+		clear_bit(index_of(key, 0), tree->last->bitmap);
+		mutex_unlock(&tree->lock);
+		return;
+	}
 	for (unsigned int level = KHO_TREE_MAX_DEPTH - 1; level && node; level--) {
 		u64 phys = node->table[index_of(key, level)];
 
 		node = phys ? node_at(phys) : NULL;
 	}
-	if (!WARN_ON(!node))
+	if (!WARN_ON(!node)) {
 		clear_bit(index_of(key, 0), bitmap_of(node));
+		remember(tree, key, node);
+	}
 	mutex_unlock(&tree->lock);
 }
 

@@ -19,6 +19,8 @@
 struct kho_radix_tree {
 	struct kho_radix_node *root;	/* NULL: there is no tree yet */
 	struct mutex lock;
+	struct kho_radix_leaf *last;	/* where the last key was: the next one is mostly there, too */
+	u64 last_prefix;		/* of the keys in it */
 };
 
 static inline u64 kho_radix_key(u64 pfn, unsigned int order)

@@ -29,49 +29,48 @@ static u64 memfd_get_id(struct file *file) { return (u64)file->inode; }
 
 /* ---- the old kernel ---- */
 
-static void unpreserve_folios(struct mapping *m, u64 end)
+struct listing {
+	struct memfd_luo_folio_ser *array;
+	u64 nr;
+};
+
+static int count_folio(struct folio *f, void *ctx)
 {
-	struct folio *f;
-
-	for (f = mapping_next(m, 0); f && f->page.index < end; f = mapping_next(m, f->page.index + folio_nr_pages(f)))
-		kho_unpreserve_folio(f);
-}
-
-/* All folios that cover [0, pages), into the array. They are pinned, so none comes, goes or moves. */
-static int preserve_folios(struct mapping *m, u64 pages, struct memfd_luo_folio_ser *out)
-{
-	u64 n = 0;
-	struct folio *f;
-
-	for (f = mapping_next(m, 0); f && f->page.index < pages; f = mapping_next(m, f->page.index + folio_nr_pages(f))) {
-		int err = kho_preserve_folio(f);
-
-		if (err) {
-			unpreserve_folios(m, f->page.index);
-			return err;
-		}
-		f->page.flags |= PG_DIRTY | PG_UPTODATE;
-		out[n].pfn_flags = folio_pfn(f) | MEMFD_LUO_FOLIO_DIRTY | MEMFD_LUO_FOLIO_UPTODATE;
-		out[n].index = f->page.index;
-		n++;
-	}
+	(void)f;
+	++*(u64 *)ctx;
 	return 0;
 }
 
-static u64 count_folios(struct mapping *m, u64 pages)
+static int preserve_folio(struct folio *f, void *ctx)
 {
-	struct folio *f;
-	u64 n = 0;
+	struct listing *l = ctx;
+	int err = kho_preserve_folio(f);
 
-	for (f = mapping_next(m, 0); f && f->page.index < pages; f = mapping_next(m, f->page.index + folio_nr_pages(f)))
-		n++;
-	return n;
+	if (err)
+		return err;
+	f->page.flags |= PG_DIRTY | PG_UPTODATE;
+	l->array[l->nr++] = (struct memfd_luo_folio_ser){
+		folio_pfn(f) | MEMFD_LUO_FOLIO_DIRTY | MEMFD_LUO_FOLIO_UPTODATE, f->page.index,
+	};
+	return 0;
 }
 
+static int unpreserve_folio(struct folio *f, void *ctx)
+{
+	u64 *left = ctx;
+
+	if (left && !(*left)--)
+		return 1;
+	kho_unpreserve_folio(f);
+	return 0;
+}
+
+/* What is in [0, size) goes into an array. It is pinned, so nothing comes, goes or moves. */
 static int preserve_contents(struct inode *inode, struct memfd_luo_ser *ser, void **array)
 {
 	struct mapping *m = &inode->shmem->mapping;
 	u64 pages = PFN_UP(inode->size);
+	struct listing l = { 0 };
 	int err;
 
 	*array = NULL;
@@ -80,20 +79,20 @@ static int preserve_contents(struct inode *inode, struct memfd_luo_ser *ser, voi
 	err = shmem_pin(inode, inode->size);
 	if (err)
 		return err;
-	ser->nr_folios = count_folios(m, pages);
-	*array = vzalloc(ser->nr_folios * sizeof(struct memfd_luo_folio_ser));
+	mapping_walk(m, 0, pages, count_folio, &ser->nr_folios);
+	*array = l.array = vzalloc(ser->nr_folios * sizeof(*l.array));
 	err = -ENOMEM;
-	if (!*array)
+	if (!l.array)
 		goto out_unpin;
-	err = preserve_folios(m, pages, *array);
+	err = mapping_walk(m, 0, pages, preserve_folio, &l);
 	if (err)
-		goto out_array;
-	err = kho_preserve_vmalloc(*array, &ser->folios);
+		goto out_folios;
+	err = kho_preserve_vmalloc(l.array, &ser->folios);
 	if (!err)
 		return 0;
-	unpreserve_folios(m, pages);
-out_array:
-	vfree(*array);
+out_folios:
+	mapping_walk(m, 0, pages, unpreserve_folio, &l.nr);
+	vfree(l.array);
 out_unpin:
 	shmem_unpin(inode);
 	return err;
@@ -143,7 +142,7 @@ static void memfd_unpreserve(struct liveupdate_file_args *a)
 	mutex_lock(&inode->lock);
 	if (ser->nr_folios) {
 		kho_unpreserve_vmalloc(&ser->folios);
-		unpreserve_folios(&inode->shmem->mapping, PFN_UP(inode->size));
+		mapping_walk(&inode->shmem->mapping, 0, PFN_UP(inode->size), unpreserve_folio, NULL);
 		vfree(a->private_data);
 		shmem_unpin(inode);
 	}

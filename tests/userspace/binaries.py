@@ -14,17 +14,18 @@ INCLUDE = "tests/data/include"
 @functools.cache
 def binary(name: str) -> Path:
     """The program: ``lu``, the tool that made the recordings, unmodified; or one of kernels/user/tests."""
-    made = build.build(build.project_root(), _lu() if name == "lu" else build.user_test(name))
+    flags: tuple[str, ...] = build.LINUX_PROGRAM
+    source = f"kernels/user/tests/{name}.c"
+    if name == "lu":
+        flags = (*(f for f in flags if f not in build.WARNINGS), "-w")  # it was not written for these
+        source = "tests/data/lu.c"
+    target = build.Target(
+        name=f"test-luo-{name}",
+        output=f"build/tests/programs/{name}",
+        sources=(source,),
+        inputs=(f"{INCLUDE}/linux/*.h", "kernels/user/tests/*.h"),
+        flags=(*flags, f"-I{INCLUDE}"),
+    )
+    made = build.build(build.project_root(), target)
     assert made is not None
     return made
-
-
-def _lu() -> build.Target:
-    quiet = tuple(f for f in build.LINUX_PROGRAM if f not in build.WARNINGS)  # it was not written for these
-    return build.Target(
-        name="test-lu",
-        output="build/tests/programs/lu",
-        sources=("tests/data/lu.c",),
-        inputs=(f"{INCLUDE}/linux/*.h",),
-        flags=(*quiet, "-w", f"-I{INCLUDE}"),
-    )

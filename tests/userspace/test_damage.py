@@ -340,7 +340,7 @@ def test_more_damage(case: str, stage: Stage) -> None:
         stage.nobody_has_them()
 
 
-# ---- random damage -------------------------------------------------------------------------------------------
+# ---- random damage ----------------------------------------------------------------------------------------
 
 
 def records(handover: Handover) -> list[int]:
