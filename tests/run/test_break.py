@@ -30,9 +30,9 @@ SAYS: dict[str, str] = {
     "scratch": r"INV-29: scratch area 0 is 0x[0-9a-f]+\+0x[0-9a-f]+, it was 0x[0-9a-f]+\+0x[0-9a-f]+",
     "scratch:1": r"INV-29: scratch area 2 is 0x[0-9a-f]+\+0x[0-9a-f]+, it was 0x[0-9a-f]+\+0x[0-9a-f]+",
     "digest": rf"segment 0, \d+ bytes {AT}, has the SHA-256 [0-9a-f]+…, not [0-9a-f]+…",
-    "digest:3": rf"segment 4, \d+ bytes {AT}, has the SHA-256 [0-9a-f]+…, not [0-9a-f]+…",  # 1 is not digested
+    "digest:3": rf"segment 4, \d+ bytes {AT}, has the SHA-256 [0-9a-f]+…, not [0-9a-f]+…",
 }
-"""class, and number of the item -> what the reasons say"""
+"""class, and number of the item -> what the reasons say. Segment 1, the purgatory, has no digest."""
 
 
 def broken(what: str, capsys: pytest.CaptureFixture[str]) -> tuple[list[str], str, str]:

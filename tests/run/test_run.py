@@ -160,6 +160,15 @@ def test_old_and_new_by_turns(run: Run) -> None:
     check_chain(run("--updates", "3"), ["old", "new", "old", "new"])
 
 
+def test_ten_updates_in_any_order(run: Run) -> None:
+    """Every pair of releases, each update verified by the host at J, K and F, no page lost (INV-38)."""
+    order = ["old", "new", "new", "old", "old", "new", "old", "old", "new", "new", "old"]
+    assert len(set(itertools.pairwise(order))) == 4
+    d = run("--old", order[0], *(word for name in order[1:] for word in ("--new", name)))
+    check_chain(d, order)
+    assert all({"INV-26", "INV-30", "INV-38"} <= set(u["checked"]) for u in d["updates"])
+
+
 def test_kernels_by_names(run: Run) -> None:
     words = ["--old", "new", "--new", "new", "--new", "old", "--new", "old"]
     check_chain(run(*words), ["new", "new", "old", "old"])
