@@ -177,7 +177,7 @@ static ssize_t master_write(struct file *f, const void *user, u64 size, loff_t *
 	int err = 0;
 
 	(void)pos;
-	while (!err && done < size) {
+	while (!err && done < size && !(done && signal_pending())) {
 		u32 n = (u32)min(size - done, (u64)CHUNK), typed;
 
 		if (copy_from_user(buf, (const u8 *)user + done, n)) {

@@ -314,7 +314,7 @@ static ssize_t write_all(struct file *f, struct tty *t, const u8 *user, u64 size
 	u64 done = 0;
 	ssize_t n = 0;
 
-	while (done < size) {
+	while (done < size && !(done && signal_pending())) {
 		u8 buf[WRITE_CHUNK];
 		u32 piece = (u32)min(size - done, (u64)WRITE_CHUNK);
 
