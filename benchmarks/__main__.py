@@ -28,7 +28,7 @@ BENCHMARKS: dict[str, tuple[Callable[[], dict[str, float]], str]] = {
     "own": (own_update.run, "a chain of our kernels (bars: 2.0 x QEMU TCG, 1.0 x icount)"),
     "preserving": (
         preserving.run,
-        "instructions a page, ours and Linux's (bar: no more, and flat within 1.03)",
+        "instructions a page, ours and Linux's (bar: no more; flat: 1.06)",
     ),
     "linux": (_linux, "kexec to the second user space (bars: 1.2 x QEMU TCG, 0.5 x icount)"),
 }

@@ -79,6 +79,7 @@ int memfd_add_seals(struct file *file, u32 seals);	/* -EPERM, -EBUSY, -EINVAL */
  * pinned. 0, -ENOMEM. */
 int shmem_pin(struct inode *inode, u64 size);
 void shmem_unpin(struct inode *inode);
+static inline void shmem_unpin_folio(struct folio *f) { f->page.flags &= ~PG_PINNED; }
 
 /* Moves a page cache folio to new memory outside scratch, wherever it is mapped. mapping->lock held.
  * 0, -EBUSY (pinned, or somebody is reading or writing it: try again), -ENOMEM. */

@@ -62,6 +62,7 @@ static int unpreserve_folio(struct folio *f, void *ctx)
 	if (left && !(*left)--)
 		return 1;
 	kho_unpreserve_folio(f);
+	shmem_unpin_folio(f);
 	return 0;
 }
 
@@ -144,7 +145,6 @@ static void memfd_unpreserve(struct liveupdate_file_args *a)
 		kho_unpreserve_vmalloc(&ser->folios);
 		mapping_walk(&inode->shmem->mapping, 0, PFN_UP(inode->size), unpreserve_folio, NULL);
 		vfree(a->private_data);
-		shmem_unpin(inode);
 	}
 	inode->shmem->frozen = false;
 	mutex_unlock(&inode->lock);

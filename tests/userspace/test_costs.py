@@ -12,7 +12,7 @@ from benchmarks.preserving import LINUX, PAGES_PER_MIB, measure
 
 BARS = {"preserve": 500, "unpreserve": 196, "retrieve": 1183, "finish": 1219}
 SIZES = (16, 128, 1024)
-FLAT = 1.03
+FLAT = 1.06
 """The dearest size costs this much more a page than the cheapest."""
 
 
@@ -35,7 +35,7 @@ def test_a_page_costs_no_more_than_in_linux_whatever_the_size(
 def test_the_bars_are_those_of_the_account() -> None:
     for what, bar in BARS.items():
         by_page = [cost / (size * PAGES_PER_MIB) for size, cost in LINUX[what].items()]
-        assert min(by_page) - 1 <= bar <= max(by_page) + 1
+        assert min(by_page) - 2 <= bar <= max(by_page) + 2
 
 
 @pytest.mark.parametrize("operation", ["open", "first-preserve"])
