@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from emu import acpi
 from emu.cpu import HFLAGS_LONG, HFLAGS_PROTECTED
@@ -189,6 +189,34 @@ class Boot:
     where: str = ""
     e820: Sequence[Range] | None = None
     """the memory map, where it must differ from the machine's own (a recorded machine)"""
+    within: Range | None = None
+    """where a bzImage and everything that is loaded with it has to be, as after a kexec; else where a boot
+    loader has it"""
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where the loader puts what is not the kernel's."""
+
+    gdt: int = _GDT_AT
+    tables: int = _TABLES_AT
+    boot_params: int = _BOOT_PARAMS_AT
+    cmdline: int = _CMDLINE_AT
+    setup_data: int = _SETUP_DATA_AT
+    stack_top: int = _STACK_TOP
+    end: int = _LOW_END
+    """of the room for setup_data"""
+
+    @classmethod
+    def at(cls, start: int) -> _Places:
+        """One after the other, from a page on."""
+        pages = [start + PAGE * n for n in range(12)]
+        return cls(pages[0], pages[2], pages[8], pages[9], pages[10], pages[1] + PAGE, pages[11])
+
+    SIZE: ClassVar[int] = 11 * PAGE
+
+
+_DEFAULT_PLACES = _Places()
 
 
 def _put_initrd(m: Machine, initrd: bytes, top: int, floor: int) -> int:
@@ -212,11 +240,11 @@ def _firmware(m: Machine) -> int:
     return rsdp
 
 
-def _cmdline(m: Machine, text: str) -> int:
+def _cmdline(m: Machine, text: str, at: int = _CMDLINE_AT) -> int:
     data = text.encode()
     if len(data) > _CMDLINE_MAX or b"\0" in data:
         raise ConfigError(f"the kernel command line is {len(data)} bytes long; at most {_CMDLINE_MAX} fit")
-    m.memory.write(_CMDLINE_AT, data + b"\0", by="loader")
+    m.memory.write(at, data + b"\0", by="loader")
     return len(data)
 
 
@@ -243,6 +271,9 @@ def boot(m: Machine, b: Boot) -> None:
             _enter_linux64(m, b, elf.entry, b"", end, m.memory.low - _INITRD_ROOM)
         return
     image = BzImage.parse(b.kernel, b.where)
+    if b.within is not None:
+        _boot_within(m, b, image, b.within)
+        return
     at = image.preferred
     if at + image.init_size > m.memory.low - ACPI_ROOM:
         raise ConfigError(
@@ -254,50 +285,66 @@ def boot(m: Machine, b: Boot) -> None:
     _enter_linux64(m, b, at + 0x200, image.header, at + image.init_size, top)
 
 
-def _enter_linux64(m: Machine, b: Boot, entry: int, header: bytes, end: int, top: int) -> None:
+def _boot_within(m: Machine, b: Boot, image: BzImage, room: Range) -> None:
+    at = -(-room.start // image.alignment) * image.alignment
+    places = -(-(at + image.init_size) // PAGE) * PAGE
+    end = places + _Places.SIZE
+    if end > room.start + room.size:
+        raise ConfigError(
+            f"the kernel needs {(end - room.start) >> 20} MiB to start; there are {room.size >> 20} MiB "
+            f"for it at {room.start:#x}"
+        )
+    m.memory.write(at, image.payload, by="loader")
+    _enter_linux64(m, b, at + 0x200, image.header, end, room.start + room.size, _Places.at(places))
+
+
+def _enter_linux64(
+    m: Machine, b: Boot, entry: int, header: bytes, end: int, top: int, places: _Places = _DEFAULT_PLACES
+) -> None:
     rsdp = _firmware(m)
     params = bytearray(4096)
     params[0x1F1 : 0x1F1 + len(header)] = header
     initrd = _put_initrd(m, b.initrd, top, end)
-    _cmdline(m, b.cmdline)
+    _cmdline(m, b.cmdline, places.cmdline)
     params[0x210] = 0xFF  # type of loader: undefined
     params[0x211] |= 1  # loaded high
     struct.pack_into("<II", params, 0x218, initrd & 0xFFFFFFFF, len(b.initrd))
     struct.pack_into("<II", params, 0xC0, initrd >> 32, len(b.initrd) >> 32)
-    struct.pack_into("<I", params, 0x228, _CMDLINE_AT)
+    struct.pack_into("<I", params, 0x228, places.cmdline & 0xFFFFFFFF)
+    struct.pack_into("<I", params, 0xC8, places.cmdline >> 32)
     struct.pack_into("<Q", params, 0x70, rsdp)
     entries = list(b.e820) if b.e820 is not None else e820(m.memory.size, m.memory.low)
     params[0x1E8] = len(entries)
     for i, r in enumerate(entries):
         struct.pack_into("<QQI", params, 0x2D0 + 20 * i, r.start, r.size, r.kind)
-    at, link = _SETUP_DATA_AT, 0
+    at, link = places.setup_data, 0
     for i, (kind, payload) in enumerate(b.setup_data):
         if i == 0:
             link = at
         following = at + (16 + len(payload) + 7 & ~7)
-        if following > _LOW_END:
-            raise ConfigError(f"{len(payload):#x} bytes of setup_data do not fit below {_LOW_END:#x}")
+        if following > places.end:
+            raise ConfigError(f"{len(payload):#x} bytes of setup_data do not fit below {places.end:#x}")
         more = following if i + 1 < len(b.setup_data) else 0
         m.memory.write(at, struct.pack("<QII", more, kind, len(payload)) + payload, by="loader")
         at = following
     struct.pack_into("<Q", params, 0x250, link)
-    m.memory.write(_BOOT_PARAMS_AT, params, by="loader")
+    m.memory.write(places.boot_params, params, by="loader")
     tables = bytearray(6 * PAGE)  # the first 4 GiB, identity
-    struct.pack_into("<Q", tables, 0, _TABLES_AT + 0x1003)
+    struct.pack_into("<Q", tables, 0, places.tables + 0x1003)
     for i in range(4):
-        struct.pack_into("<Q", tables, PAGE + 8 * i, _TABLES_AT + 0x2003 + PAGE * i)
+        struct.pack_into("<Q", tables, PAGE + 8 * i, places.tables + 0x2003 + PAGE * i)
     for i in range(2048):
         struct.pack_into("<Q", tables, 2 * PAGE + 8 * i, i << 21 | 0x83)
-    m.memory.write(_TABLES_AT, tables, by="loader")
+    m.memory.write(places.tables, tables, by="loader")
     gdt = struct.pack("<QQQQ", 0, 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF)
-    m.memory.write(_GDT_AT, gdt, by="loader")
+    m.memory.write(places.gdt, gdt, by="loader")
     data = {"selector": 0x18, "base": 0, "limit": 0xFFFFFFFF, "flags": 0xCF9300}
     cpu = m.cpus[0]
     cpu.set_registers(
         **{f"{s}__{k}": v for s in ("es", "ss", "ds") for k, v in data.items()},
         cs__selector=0x10, cs__base=0, cs__limit=0xFFFFFFFF, cs__flags=0xAF9B00,
-        gdtr__base=_GDT_AT, gdtr__limit=31, cr0=0x80010033, cr3=_TABLES_AT, cr4=0x620, efer=0x500,
-        hflags=HFLAGS_LONG, hflags2=1, rflags=2, rip=entry, rsp=_STACK_TOP, rsi=_BOOT_PARAMS_AT,
+        gdtr__base=places.gdt, gdtr__limit=31, cr0=0x80010033, cr3=places.tables, cr4=0x620, efer=0x500,
+        hflags=HFLAGS_LONG, hflags2=1, rflags=2, rip=entry, rsp=places.stack_top, rsi=places.boot_params,
     )  # fmt: skip
     cpu.flush_tlb()
 

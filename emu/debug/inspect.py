@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from emu import saved
+from emu.boot import RAM, Range
 from emu.debug.output import (
     Branch,
     Paint,
@@ -62,7 +63,7 @@ class Neighbour:
     fdt: int | None = None
     scratch_list: int | None = None
     scratch: list[ScratchArea] = field(default_factory=list)
-    ram: list[tuple[int, int]] = field(default_factory=list)
+    e820: list[Range] = field(default_factory=list)
     moment: str | None = None
     old_scratch: list[ScratchArea] | None = None
     segments: list[Segment] | None = None
@@ -72,6 +73,11 @@ class Neighbour:
     contents: dict[str, str] = field(default_factory=dict)
     """sha256 of each file at J, keyed "session/0xtoken" """
     struct_pages: StructPages | None = None
+
+    @property
+    def ram(self) -> list[tuple[int, int]]:
+        """(start, end) of what the memory map calls RAM."""
+        return [(r.start, r.start + r.size) for r in self.e820 if r.kind == RAM]
 
 
 @dataclass
@@ -179,7 +185,7 @@ def parse_options(args: argparse.Namespace) -> tuple[int | None, ScratchList | N
 def open_handover(args: argparse.Namespace) -> Opened:
     """Open the image of the command line and decode it. KhoError, UsageError."""
     fdt, scratch, moment = parse_options(args)
-    image = _open(Path(args.image))
+    image = open_any(Path(args.image))
     neighbour = read_neighbour(Path(args.image))
     if neighbour is not None and neighbour.moment and moment == "auto":
         moment = neighbour.moment
@@ -204,7 +210,7 @@ def open_handover(args: argparse.Namespace) -> Opened:
 def open_memory(args: argparse.Namespace) -> tuple[PhysicalMemory, int | None]:
     """Memory of the image of the command line, and where its root FDT is, if that is given. KhoError."""
     path = Path(args.image)
-    memory = _open(path).memory
+    memory = open_any(path).memory
     if memory is None:
         raise ImageError("the image has no memory", str(path))
     neighbour = read_neighbour(path)
@@ -212,7 +218,7 @@ def open_memory(args: argparse.Namespace) -> tuple[PhysicalMemory, int | None]:
     return memory, fdt if fdt is not None or neighbour is None else neighbour.fdt
 
 
-def _open(path: Path) -> Image:
+def open_any(path: Path) -> Image:
     """A saved machine, or one of the formats that the decoder knows. KhoError."""
     if not saved.is_saved(path):
         return open_image(path)
@@ -275,10 +281,9 @@ def _neighbour(path: Path, document: dict[str, Any]) -> Neighbour:
     found.contents = {str(k): str(v) for k, v in (document.get("expected_sha256") or {}).items()}
     if document.get("struct_pages") is not None:
         found.struct_pages = StructPages.parse(document["struct_pages"])
-    found.ram = [
-        (_integer(e["addr"]), _integer(e["addr"]) + _integer(e["size"]))
+    found.e820 = [
+        Range(_integer(e["addr"]), _integer(e["size"]), _integer(e["type"]))
         for e in document.get("e820") or []
-        if _integer(e["type"]) == 1
     ]
     when = str(document.get("moment") or document.get("when") or "")
     if when in MOMENTS:

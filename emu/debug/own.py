@@ -293,6 +293,11 @@ class OwnChecker:
             self._check_sender(handover)
             self._luo.jump(handover)
             self._conclude("J")
+        self.receive(handover, snapshot)
+
+    def receive(self, handover: Handover | None, snapshot: Snapshot | None) -> None:
+        """The next kernel begins, and this is what it is handed, as it is in memory now."""
+        now = self._now
         received = None
         if handover is not None and snapshot is not None:
             count = handover.metadata.kexec_count if handover.metadata is not None else 0

@@ -195,6 +195,15 @@ class PhaseObserver:
         self.machine.phase_source = lambda: self.phase
         self.machine.watch_user(self._entered_user)
 
+    def receive(self) -> None:
+        """The machine begins in a kernel that was handed something over: at once after the jump."""
+        self.generation = 1
+        self.jumps = [Jump(0, self.machine.ticks)]
+        self._awaiting_user = True
+        self.records = []
+        self._install()
+        self._begin("P12")
+
     # ---- probes --------------------------------------------------------------------------------
 
     @property

@@ -133,6 +133,8 @@ def options(args: argparse.Namespace) -> Options:
     work = _workload(args)
     old = kernel_name(args.old if args.old is not None else DEFAULT_OLD)
     new = [kernel_name(text) for text in args.new] or [DEFAULT_NEW if args.old is None else old]
+    if args.incoming is not None:
+        old = new[0]
     files: list[tuple[Path, str]] = []
     for text in args.file:
         host, separator, guest = text.rpartition(":")
@@ -189,8 +191,12 @@ def _workload(args: argparse.Namespace) -> Workload:
         for option, value in (("--before", args.before), ("--after", args.after), ("--workload", name)):
             if value:
                 raise UsageError(f"its commands are run by luemu's init, which {option} needs", "--init")
-    if args.incoming is not None and (args.before or args.old or name or args.updates):
-        raise UsageError("what comes before the jump is in the image: only --new and --after", "--incoming")
+    if args.incoming is not None:
+        for option in ("old", "before", "workload", "updates", "memory", "preserve"):
+            if getattr(args, option):
+                raise UsageError("makes no sense with --incoming: the image has all that", f"--{option}")
+        if len(args.new) > 1:
+            raise UsageError("one kernel starts on what is --incoming", "--new")
     if name is None:
         own = args.before or args.after or args.interactive or args.init or args.initramfs or args.incoming
         name = "kho" if own else DEFAULT_WORKLOAD

@@ -14,7 +14,7 @@ import posixpath
 import re
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import kernels
 from emu.boot import Boot, BzImage
 from emu.debug import epitaph, guest, kexec
 from emu.debug.chain import INIT, Chain
+from emu.debug.incoming import Incoming
 from emu.debug.inspect import _describe_session as describe_session
 from emu.debug.invariants import RuntimeChecker
 from emu.debug.own import OwnChecker
@@ -284,7 +285,9 @@ class Update:
             programs=o.has_programs, driven=o.driven, observe=not o.raw,
         )  # fmt: skip
         self.symbols = [kernel.symbols for kernel in self.chain.kernels]
-        self.machine = Machine(o.memory, strict_memory=o.strict_memory)
+        self.incoming = Incoming.open(o.incoming) if o.incoming is not None else None
+        memory = o.memory if self.incoming is None else self.incoming.size
+        self.machine = Machine(memory, strict_memory=o.strict_memory)
         self.transcript = Transcript()
         self.reader = RecordReader()
         self.record_error: RecordError | None = None
@@ -295,9 +298,7 @@ class Update:
         self.on_console: Callable[[int], None] | None = None
         self.on_records: Callable[[Transcript], None] | None = None
         self.machine.serial_sinks.append(self._serial)
-        first = self.chain.kernel(0)
-        cmdline = f"{self.chain.command_line(0)} luemu.generation=0"
-        self.machine.boot(Boot(first.image, cmdline, self._initramfs(), where=str(first.path)))
+        self._boot()
         self._pending_at = list(o.at)
         self.ended: Stop | None = None
         """set when the machine stopped before `run` was called (an interactive session)"""
@@ -312,7 +313,7 @@ class Update:
         """what was found of a kernel that is not updated"""
         if not o.raw:
             kernels = self.chain.kernels
-            if self.chain.linux:
+            if self.chain.linux and self.incoming is None:
                 seen = [None if kernel.own else kernel.symbols for kernel in kernels]
                 self.checker = RuntimeChecker(self.machine, seen)
             self.observer = PhaseObserver(self.machine, kernels, self._moment)
@@ -320,6 +321,40 @@ class Update:
                 self.own = OwnChecker(self.machine, kernels)
                 self.own.before_free = self._examine_before_free
                 self.machine.memory.observers.append(self._host_writes_memory)
+            if self.incoming is not None:
+                self._receive(self.incoming)
+
+    def _boot(self) -> None:
+        generation = 0 if self.incoming is None else 1
+        kernel = self.chain.kernel(generation)
+        cmdline = f"{self.chain.command_line(generation)} luemu.generation={generation}"
+        boot = Boot(kernel.image, cmdline, self._initramfs(), where=str(kernel.path))
+        if self.incoming is not None:
+            found = self.incoming
+            found.load(self.machine)
+            boot = replace(
+                boot, kernel=kernel.kexec_image, e820=found.e820, within=found.within,
+                setup_data=found.setup_data(),
+            )  # fmt: skip
+        self.machine.boot(boot)
+
+    def _receive(self, incoming: Incoming) -> None:
+        """The kernel that is booted was handed something over: as if the jump had just been."""
+        assert self.observer is not None
+        self.observer.receive()
+        found = Examined(0, snapshot=self.machine.snapshot())
+        self.examined.append(found)
+        try:
+            handover = Handover.read(self.machine.memory, incoming.fdt, incoming.scratch, search=False)
+        except KhoError as e:
+            raise ImageError(str(e), str(incoming.path)) from None
+        self._describe(found, handover, check(handover, "J"))
+        for name, digest in incoming.expected.items():
+            if found.contents.get(name) != digest:
+                self.failure.append(f"{name} is not in the image with the sha256 that its .json says")
+        if self.own is not None:
+            self.own.receive(handover, found.snapshot)
+        self._jumping = True
 
     def _initramfs(self) -> bytes:
         o = self.options
@@ -503,21 +538,25 @@ class Update:
             found.unreadable(e, "J")
             self.failure.append(f"the handover of update {generation + 1} cannot be read at J: {e}")
             return
+        previous = self._previous()
+        report = check(
+            handover, "J", segments=segments, control_pages=control, earlier_scratch=previous.scratch,
+            received_number=previous.number,
+        )  # fmt: skip
+        self._describe(found, handover, report)
+        if kernel.own:
+            self._check_explained(found, handover)
+
+    def _describe(self, found: Examined, handover: Handover, report: Report) -> None:
+        """What is handed over, as it is at J."""
         self._handed_over = handover
         found.fdt = handover.fdt_phys or 0
         found.scratch = handover.scratch
         found.scratch_phys = handover.location.scratch_phys
         luo = Luo.read(handover)
         found.number = None if luo is None else luo.liveupdate_num
-        previous = self._previous()
-        report = check(
-            handover, "J", segments=segments, control_pages=control, earlier_scratch=previous.scratch,
-            received_number=previous.number,
-        )  # fmt: skip
         found.take(report)
         found.moments.append("J")
-        if kernel.own:
-            self._check_explained(found, handover)
         found.contents = _contents(handover)
         found.preserved = _preserved(handover)
         found.kept = _kept(handover)
@@ -526,7 +565,7 @@ class Update:
         test = handover.kho_test
         if test is not None and test.csum_ok(handover.reader) is False:
             self.failure.append(
-                f"the folios of kho_test have not their checksum at J of update {generation + 1}"
+                f"the folios of kho_test have not their checksum at J of update {found.generation + 1}"
             )
 
     def _check_explained(self, found: Examined, handover: Handover) -> None:
@@ -540,7 +579,8 @@ class Update:
 
     def _previous(self) -> Examined:
         """What was found of the update before; before the first, no live update was received."""
-        return self.examined[-2] if len(self.examined) > 1 else Examined(-1, number=0)
+        first = Examined(-1, number=0 if self.incoming is None else None)
+        return self.examined[-2] if len(self.examined) > 1 else first
 
     def _watch_jump(self, m: Machine, found: Examined, image: kexec.Image) -> None:
         observer = self.observer
@@ -838,6 +878,8 @@ class Update:
         hellos = {hello.generation: hello.release for hello in self.transcript.generations}
 
         def side(generation: int) -> dict[str, Any]:
+            if self.incoming is not None and not generation:
+                return {"release": self.incoming.previous_release, "sha256": None}
             kernel = self.chain.kernel(generation)
             release = kernel.release if kernel.own else hellos.get(generation)
             image = kernel.kexec_image if generation else kernel.image
