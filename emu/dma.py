@@ -44,7 +44,7 @@ MessageObserver = Callable[[int, int, int, int, int], None]
 
 
 class Ram(Protocol):
-    """The part of `emu.memory.Memory` that devices need. Outside RAM, `copy` and `write` raise AddressError."""
+    """What devices need of `emu.memory.Memory`. Outside RAM, `copy` and `write` raise AddressError."""
 
     def contains(self, phys: int, size: int = 1) -> bool:
         """Whether all of it is RAM."""

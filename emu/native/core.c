@@ -139,7 +139,8 @@ void forget_blocks(struct core *c) {
 void relimit(struct core *c) {
     u64 limit = c->clock->deadline < c->end ? c->clock->deadline : c->end;
     if (c->flush_at < limit) limit = c->flush_at;
-    if (c->irq | c->nmi | c->stop_request | c->data_breakpoints || c->tlb_live >= TLB_LIVE_MAX) limit = 0;
+    if (c->irq | c->nmi | c->stop_request | c->stale | c->data_breakpoints || c->tlb_live >= TLB_LIVE_MAX)
+        limit = 0;
     c->limit = limit;
 }
 EXPORT void core_relimit(struct core *c) { relimit(c); }
@@ -186,6 +187,11 @@ static bool is_vex(struct core *c, u64 pc) {
 static NOINLINE bool slow_path(struct core *c, u64 pc, u32 insns) {
     struct clock *clk = c->clock;
     if (clk->ticks >= clk->deadline) c->cb.events(clk->ticks);
+    if (c->stale) {
+        c->stale = false;
+        relimit(c);
+        restart(c);
+    }
     if (clk->ticks >= c->flush_at || c->tlb_live >= TLB_LIVE_MAX) {
         while (c->flush_at <= clk->ticks) c->flush_at += c->flush_grid;
         itlb_flush(c);

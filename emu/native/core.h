@@ -214,6 +214,7 @@ struct core {
     uintptr_t last_ra;
     u64 data_breakpoints; /* DR6 bits of debug registers hit by the last instruction */
     bool triple, host_flush, from_itlb;
+    bool stale; /* translations were dropped: the running block may lead into one of them */
     void *region[MAX_BLOCKS]; /* the engine's memory regions of RAM */
     void *(*real_mapping)(void *, u64);
     struct {

@@ -55,12 +55,16 @@ EXPORT u64 ram_drain(struct ram *m, u32 *out) {
     return n;
 }
 
-/* Drop every engine's code translated from a page. */
+/* Drop every engine's code translated from a page. A block that is running then, or about to, may be one
+ * of those dropped and still be linked to others: the next block is looked up anew. */
 void code_invalidate(struct ram *m, u64 page) {
     u64 addr = ram_addr_of_page(m, page);
     m->code[page] = 0;
-    for (u64 i = 0; i < m->engines; i++)
+    for (u64 i = 0; i < m->engines; i++) {
         real.tb_invalidate_phys_page_range(m->engine[i]->uc, addr, addr + PAGE_SIZE);
+        m->engine[i]->stale = true;
+        m->engine[i]->limit = 0;
+    }
 }
 
 /* The host or a device wrote `size` bytes at RAM offset `off`. */

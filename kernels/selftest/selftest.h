@@ -45,6 +45,8 @@ void test_ioapic(void);
 void test_hpet(void);
 void test_timing(void);
 void test_svm(void);
+void test_edu(void);
+void test_vtd(void);
 
 bool run_action(const char *what);   /* action.c: do=…; false if there is no such action */
 bool run_bench(const char *name);    /* bench.c: do=bench=… */
@@ -156,6 +158,15 @@ uint64_t ecam_base(void);
 uint32_t io_apic_base(void);
 uint32_t gsi_of_irq0(void);
 uint64_t hpet_base(void);
+
+/* The educational device (edu.c). edu_init() is false where there is none. */
+bool edu_init(void);
+bool edu_transfer(uint64_t from, uint64_t to, uint32_t bytes, uint32_t command);   /* false: it never ends */
+void edu_raise(uint32_t bits);
+void edu_acknowledge(uint32_t bits);
+void edu_msi(uint32_t address, uint32_t data);   /* address 0: off */
+unsigned edu_pin(void);                          /* its pin of the I/O APIC */
+extern uint16_t edu_source;
 
 void pic_init(void);              /* both 8259 at PIC_BASE, all masked */
 void pic_mask(unsigned irq, bool masked);

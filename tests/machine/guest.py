@@ -13,7 +13,7 @@ import random
 import struct
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from elftools.elf.elffile import ELFFile
@@ -62,10 +62,15 @@ def gate(handler: int, *, kind: int = 0x8E, ist: int = 0) -> bytes:
 
 
 def flat(
-    code: str | bytes, handlers: Mapping[int, str] | None = None, *, memory: int = RAM, strict: bool = False
+    code: str | bytes,
+    handlers: Mapping[int, str] | None = None,
+    *,
+    memory: int = RAM,
+    strict: bool = False,
+    devices: Sequence[str] = (),
 ) -> Machine:
     """A machine that is about to run ``code``, with ``handlers`` (vector to text) in its IDT."""
-    m = Machine(memory, strict_memory=strict)
+    m = Machine(memory, strict_memory=strict, devices=devices)
     put(m, code, handlers)
     return m
 
@@ -104,9 +109,11 @@ def selftest_image() -> bytes:
     return path.read_bytes()
 
 
-def selftest(cmdline: str, memory: int = 256 << 20, *, strict: bool = False) -> Machine:
+def selftest(
+    cmdline: str, memory: int = 256 << 20, *, strict: bool = False, devices: Sequence[str] = ()
+) -> Machine:
     """A machine about to run the self-test guest."""
-    m = Machine(memory, strict_memory=strict)
+    m = Machine(memory, strict_memory=strict, devices=devices)
     m.boot(Boot(selftest_image(), cmdline))
     return m
 

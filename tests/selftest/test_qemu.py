@@ -40,7 +40,14 @@ def elf() -> Path:
     return path
 
 
-def qemu_output(cmdline: str, *, machine: str = "q35", timeout: float = 120) -> str:
+DEVICES = ("-device", "intel-iommu,intremap=on,aw-bits=48", "-device", "edu,addr=3")
+"""What QEMU needs to have the devices of `EXTRA_GROUPS` where our machine has them."""
+EXTRA_GROUPS = ["edu", "vtd"]
+
+
+def qemu_output(
+    cmdline: str, *, machine: str = "q35", timeout: float = 120, devices: tuple[str, ...] = ()
+) -> str:
     """What the guest prints on QEMU with this command line, from its first line to its last.
 
     Raises `subprocess.TimeoutExpired` if it does not end by itself. Skips the test without QEMU.
@@ -48,7 +55,7 @@ def qemu_output(cmdline: str, *, machine: str = "q35", timeout: float = 120) -> 
     qemu = require("qemu-system-x86_64")
     run = subprocess.run(
         [
-            qemu, "-accel", "tcg", "-machine", machine, "-cpu", "EPYC", "-m", str(MEMORY_MIB),
+            qemu, "-accel", "tcg", "-machine", machine, *devices, "-cpu", "EPYC", "-m", str(MEMORY_MIB),
             "-kernel", elf(), "-append", cmdline, "-serial", "stdio", "-monitor", "none",
             "-display", "none", "-vga", "none", "-nic", "none", "-no-reboot",
         ],
