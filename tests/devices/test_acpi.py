@@ -19,8 +19,8 @@ BASE, RSDP = 0x1FFE0000, 0xF0000
 class Firmware:
     """Memory with the tables, read as an operating system does."""
 
-    def __init__(self, ncpus: int = 2) -> None:
-        self.parts, self.rsdp = acpi.build(BASE, ncpus, RSDP)
+    def __init__(self, ncpus: int = 2, iommu: bool = False) -> None:
+        self.parts, self.rsdp = acpi.build(BASE, ncpus, RSDP, iommu=iommu)
 
     def bytes_at(self, address: int, size: int) -> bytes:
         for at, data in self.parts:
@@ -97,6 +97,31 @@ def test_mcfg_and_hpet() -> None:
     assert struct.unpack_from("<Q", t["HPET"], 44)[0] == 0xFED00000
 
 
+def test_dmar_names_the_unit_and_who_is_behind_it() -> None:
+    tables = Firmware(iommu=True).tables()
+    assert set(tables) == {"FACP", "APIC", "MCFG", "HPET", "DMAR", "DSDT"}
+    t = tables["DMAR"]
+    assert (t[36], t[37], t[38:48]) == (47, 1, bytes(10)), "48 bits of address; interrupt remapping"
+    assert struct.unpack_from("<HHBBHQ", t, 48) == (0, len(t) - 48, 1, 0, 0, 0xFED90000), "all of segment 0"
+    io_apic, timers = t[64:72], t[72:80]
+    assert (io_apic[0], io_apic[4], io_apic[5:]) == (3, 0, bytes((0xF0, 31, 0))), "the I/O APIC with id 0"
+    assert (timers[0], timers[4], timers[5:]) == (4, 0, bytes((0xF0, 15, 0)))
+    madt = tables["APIC"]
+    at = 44
+    while madt[at] != 1:
+        at += madt[at + 1]
+    assert madt[at + 2] == io_apic[4], "the same id in both tables"
+    assert len(t) == 80
+
+
+def test_other_tables_do_not_mention_the_unit() -> None:
+    plain, with_unit = Firmware().tables(), Firmware(iommu=True).tables()
+    for signature in ("APIC", "MCFG", "HPET"):
+        assert plain[signature] == with_unit[signature]
+    reserved = aml.memory32_fixed(0xFED90000, 0x1000, True)
+    assert reserved in with_unit["DSDT"] and reserved not in plain["DSDT"]
+
+
 def test_the_same_description_gives_the_same_bytes() -> None:
     assert acpi.build(BASE, 4) == acpi.build(BASE, 4)
     assert acpi.build(BASE, 4) != acpi.build(BASE, 5)
@@ -126,9 +151,9 @@ def iasl(directory: Path, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("signature", ["FACP", "APIC", "MCFG", "HPET", "DSDT"])
+@pytest.mark.parametrize("signature", ["FACP", "APIC", "MCFG", "HPET", "DMAR", "DSDT"])
 def test_iasl_reads_each_table_without_complaint(tmp_path: Path, signature: str) -> None:
-    (tmp_path / "t.aml").write_bytes(Firmware().tables()[signature])
+    (tmp_path / "t.aml").write_bytes(Firmware(iommu=True).tables()[signature])
     said = iasl(tmp_path, "-d", "t.aml")
     text = (tmp_path / "t.dsl").read_text()
     for bad in ("Invalid", "ERROR", "Unknown", "Warning", "Incorrect"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from emu.bus import Bus
 from emu.clock import Clock
 from emu.devices.platform import Platform
+from emu.dma import Ram
 from emu.errors import ConfigError
 
 APIC, IOAPIC, HPET, ECAM = 0xFEE00000, 0xFEC00000, 0xFED00000, 0xB0000000
@@ -19,7 +21,9 @@ APIC, IOAPIC, HPET, ECAM = 0xFEE00000, 0xFEC00000, 0xFED00000, 0xB0000000
 class Pc:
     """A platform with everything that leaves it in one log."""
 
-    def __init__(self, ncpus: int = 1, memory: int = 512 << 20) -> None:
+    def __init__(
+        self, ncpus: int = 1, memory: int = 512 << 20, *, ram: Ram | None = None, extras: Sequence[str] = ()
+    ) -> None:
         self.log: list[tuple[object, ...]] = []
         self.clock = Clock()
         self.bus = Bus()
@@ -34,6 +38,8 @@ class Pc:
             power=lambda *a: self.log.append(("power", *a)),
             serial=lambda *a: self.log.append(("serial", *a)),
             memory=memory,
+            ram=ram,
+            extras=extras,
         )
 
     def _intr(self, cpu: int, level: int, now: int) -> None:
@@ -79,7 +85,7 @@ class Pc:
 
     def copy(self) -> Pc:
         """Another machine with this one's state."""
-        other = Pc(len(self.pins))
+        other = Pc(len(self.pins), ram=self.p.dma.ram, extras=tuple(self.p.extras))
         other.p.load(self.p.state())
         other.clock.load(self.clock.state())
         other.now = self.now
