@@ -35,18 +35,23 @@ End = tuple[str, int, int]
 
 
 @functools.cache
+def chain() -> Chain:
+    """Read once: a build in between would be another run."""
+    return Chain.open("old", ["new"], 1, cmdline=CMDLINE)
+
+
+@functools.cache
 def initramfs() -> bytes:
     files = Initramfs()
-    for path, data in Chain.open("old", ["new"], 1, cmdline=CMDLINE).files().items():
+    for path, data in chain().files().items():
         files.add_file(path, data)
     return files.build()
 
 
 def machine() -> Machine:
     """An update that is about to begin. What it is given are bytes of a bzImage, a text and an archive."""
-    chain = Chain.open("old", ["new"], 1, cmdline=CMDLINE)
     m = Machine(MEMORY)
-    m.boot(Boot(chain.kernel(0).image, f"{chain.command_line(0)} luemu.generation=0", initramfs()))
+    m.boot(Boot(chain().kernel(0).image, f"{chain().command_line(0)} luemu.generation=0", initramfs()))
     return m
 
 
@@ -155,8 +160,7 @@ def test_other_processes() -> None:
 def test_a_bzimage_alone(tmp_path: Path) -> None:
     """A copy of it in a directory where nothing else is; and the run of another kernel is another one."""
     _, whole = straight()
-    chain = Chain.open("old", ["new"], 1, cmdline=CMDLINE)
     copy = tmp_path / "kernel"
-    copy.write_bytes(chain.kernel(0).image)
+    copy.write_bytes(chain().kernel(0).image)
     assert luemu("--raw", "--old", str(copy), "--new", "new") == whole
     assert luemu("--raw", "--old", "new", "--new", "new") != whole
