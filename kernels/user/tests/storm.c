@@ -34,6 +34,13 @@ static uint64_t rnd(void)
 static unsigned int below(unsigned int n) { return (unsigned int)(rnd() >> 20) % n; }
 static int any_fd(void) { return FIRST + (int)below(FDS); }
 
+/* Each kind has eight descriptors of its own; mostly a call gets one of those that suit it. */
+enum kind { PIPE_READ, PIPE_WRITE, SOCKET, WATCHER, COUNTER, TERMINAL };
+static int fd_of(enum kind kind)
+{
+	return below(8) ? FIRST + 8 * (int)kind + (int)below(8) : any_fd();
+}
+
 /* Mostly good, sometimes not. */
 static void *any_pointer(void)
 {
@@ -54,11 +61,11 @@ static size_t any_size(void)
 	}
 }
 
-static void keep(int fd)
+static void keep(int fd, enum kind kind)
 {
 	if (fd < 0)
 		return;
-	dup2(fd, any_fd());
+	dup2(fd, fd_of(kind));
 	close(fd);
 }
 
@@ -72,14 +79,14 @@ static void make(void)
 	switch (below(9)) {
 	case 0:
 		if (!pipe2(p, O_NONBLOCK)) {
-			keep(p[0]);
-			keep(p[1]);
+			keep(p[0], PIPE_READ);
+			keep(p[1], PIPE_WRITE);
 		}
 		return;
 	case 1:
 		if (!socketpair(AF_UNIX, types[below(3)] | SOCK_NONBLOCK, 0, p)) {
-			keep(p[0]);
-			keep(p[1]);
+			keep(p[0], SOCKET);
+			keep(p[1], SOCKET);
 		}
 		return;
 	case 2:
@@ -91,27 +98,27 @@ static void make(void)
 		} else {
 			connect(p[0], (struct sockaddr *)&a, 4);
 		}
-		keep(p[0]);
+		keep(p[0], SOCKET);
 		return;
 	case 3:
-		keep(epoll_create1(0));
+		keep(epoll_create1(0), WATCHER);
 		return;
 	case 4:
-		keep(eventfd(below(3), EFD_NONBLOCK));
+		keep(eventfd(below(3), EFD_NONBLOCK), COUNTER);
 		return;
 	case 5:
-		keep(timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK));
+		keep(timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK), COUNTER);
 		return;
 	case 6:
 		sigfillset(&set);
-		keep(signalfd(-1, &set, SFD_NONBLOCK));
+		keep(signalfd(-1, &set, SFD_NONBLOCK), COUNTER);
 		return;
 	case 7:
 		p[0] = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_NONBLOCK);
 		ioctl(p[0], TIOCSPTLCK, &unlock);
 		peer = ioctl(p[0], 0x5441, O_RDWR | O_NOCTTY | O_NONBLOCK);
-		keep(p[0]);
-		keep(peer);
+		keep(p[0], TERMINAL);
+		keep(peer, TERMINAL);
 		return;
 	default:
 		dup2(any_fd(), any_fd());
@@ -123,10 +130,10 @@ static void messages(void)
 {
 	static char control[2048];
 	struct cmsghdr *c = (struct cmsghdr *)control;
-	struct iovec v[2] = { { any_pointer(), any_size() & 0xffff }, { any_pointer(), any_size() } };
+	struct iovec v[2] = { { area, below(3000) }, { any_pointer(), any_size() } };
 	struct msghdr m = { .msg_iov = v, .msg_iovlen = (int)below(3), .msg_control = below(8) ? control : any_pointer(),
 			    .msg_controllen = (socklen_t)below(sizeof(control)) };
-	unsigned int n = below(8), got;
+	unsigned int n = below(4), got;
 
 	if (below(2)) {
 		c->cmsg_level = below(9) ? SOL_SOCKET : 1 + (int)below(5);
@@ -136,31 +143,31 @@ static void messages(void)
 			((int *)CMSG_DATA(c))[i] = any_fd();
 		if (below(4))
 			m.msg_controllen = (socklen_t)CMSG_SPACE(n * sizeof(int));
-		syscall(SYS_sendmsg, any_fd(), &m, (below(16) ? MSG_NOSIGNAL : (int)rnd()) | MSG_DONTWAIT);
+		syscall(SYS_sendmsg, fd_of(SOCKET), &m, (below(16) ? MSG_NOSIGNAL : (int)rnd()) | MSG_DONTWAIT);
 		return;
 	}
 	memset(control, 0, sizeof(control));
-	if (syscall(SYS_recvmsg, any_fd(), &m, (below(16) ? MSG_DONTWAIT : (int)rnd()) | MSG_DONTWAIT) < 0 || m.msg_control != control ||
-	    m.msg_controllen < CMSG_LEN(4) || c->cmsg_type != SCM_RIGHTS)
+	if (syscall(SYS_recvmsg, fd_of(SOCKET), &m, (below(16) ? 0 : (int)rnd()) | MSG_DONTWAIT) < 0 ||
+	    m.msg_control != control || m.msg_controllen < CMSG_LEN(4) || c->cmsg_type != SCM_RIGHTS)
 		return;
 	got = (unsigned int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
 	for (unsigned int i = 0; i < got && i < 300; i++)
-		keep(((int *)CMSG_DATA(c))[i]);
+		keep(((int *)CMSG_DATA(c))[i], (enum kind)below(6));
 }
 
 static void watch(void)
 {
-	struct epoll_event e[4] = { { .events = (uint32_t)rnd() } };
+	struct epoll_event e[4] = { { .events = (uint32_t)rnd() & ~(below(4) ? 1U << 28 : 0) } };
 	struct pollfd f[4];
 	fd_set r, w;
 	struct timeval tv = { 0, (long)below(2000) };
 
 	switch (below(4)) {
 	case 0:
-		epoll_ctl(any_fd(), 1 + (int)below(3), any_fd(), e);
+		epoll_ctl(fd_of(WATCHER), below(3) ? 1 : 1 + (int)below(3), fd_of((enum kind)below(6)), e);
 		return;
 	case 1:
-		epoll_wait(any_fd(), below(8) ? e : any_pointer(), 1 + (int)below(4), (int)below(3));
+		epoll_wait(fd_of(WATCHER), below(8) ? e : any_pointer(), 1 + (int)below(4), (int)below(3));
 		return;
 	case 2:
 		for (int i = 0; i < 4; i++)
@@ -184,11 +191,11 @@ static void control(void)
 	};
 	struct itimerspec t = { { 0, below(2) ? 3000000 : 0 }, { 0, below(2000000) } };
 	unsigned int command = commands[below(sizeof(commands) / sizeof(commands[0]))];
-	int one = 1, fd = any_fd(), v = (int)rnd();
+	int one = 1, fd = fd_of(SOCKET), v = (int)rnd();
 
 	switch (below(6)) {
 	case 0:
-		timerfd_settime(fd, (int)below(2), &t, NULL);
+		timerfd_settime(fd_of(COUNTER), (int)below(2), &t, NULL);
 		return;
 	case 1:
 		setsockopt(fd, SOL_SOCKET, 1 + (int)below(40), &v, (socklen_t)below(20));
@@ -197,9 +204,10 @@ static void control(void)
 		shutdown(fd, (int)below(4));
 		return;
 	case 3:
-		keep(accept4(fd, NULL, NULL, SOCK_NONBLOCK));
+		keep(accept4(fd, NULL, NULL, SOCK_NONBLOCK), SOCKET);
 		return;
 	case 4:
+		fd = fd_of(TERMINAL);
 		if (command == TCXONC || command == TCFLSH)
 			ioctl(fd, command, below(4));
 		else if (command != FIONBIO)
@@ -207,7 +215,7 @@ static void control(void)
 		ioctl(fd, FIONBIO, &one);
 		return;
 	default:
-		fcntl(fd, F_SETPIPE_SZ, 1 << below(22));
+		fcntl(fd_of(PIPE_READ), F_SETPIPE_SZ, 1 << below(22));
 	}
 }
 
@@ -220,11 +228,11 @@ static void one_call(void)
 		return;
 	case 2:
 	case 3:
-		read(any_fd(), any_pointer(), any_size());
+		read(fd_of((enum kind)below(6)), any_pointer(), any_size());
 		return;
 	case 4:
 	case 5:
-		write(any_fd(), any_pointer(), any_size() & 0xffff);
+		write(fd_of((enum kind)below(6)), any_pointer(), any_size() & 0xffff);
 		return;
 	case 6:
 		messages();
@@ -236,7 +244,7 @@ static void one_call(void)
 		control();
 		return;
 	default:
-		if (below(3))
+		if (below(2))
 			close(any_fd());
 		else
 			kill(getppid(), SIGWINCH);
