@@ -1,5 +1,5 @@
-/* Pipes, and fifos, which are pipes with a name. A ring of bytes; what is not larger than PIPE_BUF is written in one
- * piece. Source: pipe(7).
+/* Pipes, and fifos, which are pipes with a name. A ring of bytes, which grows up to the pipe's capacity as it is needed;
+ * what is not larger than PIPE_BUF is written in one piece. Source: pipe(7).
  */
 #include "vfs.h"
 #include "poll.h"
@@ -10,16 +10,17 @@
 #include "uaccess.h"
 
 #define PIPE_BUF	4096
-#define RING_DEFAULT	65536UL
-#define RING_MAX	(1UL << 20)
+#define CAPACITY_DEFAULT 65536UL
+#define CAPACITY_MAX	(1UL << 20)
 #define PIPEFS_MAGIC	0x50495045
 #define FIONREAD	0x541b
 
 struct pipe {
 	struct mutex lock;
 	struct wait_queue wait;
-	u8 *ring;
-	u64 size;			/* of the ring, a power of two */
+	u8 *ring;			/* NULL: nothing was written yet */
+	u64 size;			/* of the ring, a power of two or 0 */
+	u64 capacity;			/* a power of two */
 	u64 head, tail;			/* bytes written and read since the beginning */
 	u32 readers, writers;
 	u32 opened_readers, opened_writers;	/* ever, so that who opens a fifo notices who came and went */
@@ -35,12 +36,7 @@ static struct pipe *pipe_new(void)
 		return NULL;
 	mutex_init(&p->lock);
 	init_wait_queue(&p->wait);
-	p->size = RING_DEFAULT;
-	p->ring = vmalloc(p->size);
-	if (!p->ring) {
-		kfree(p);
-		return NULL;
-	}
+	p->capacity = CAPACITY_DEFAULT;
 	return p;
 }
 
@@ -51,11 +47,39 @@ static void pipe_free(struct pipe *p)
 }
 
 static u64 used(const struct pipe *p) { return p->head - p->tail; }
-static u64 room(const struct pipe *p) { return p->size - used(p); }
+static u64 room(const struct pipe *p) { return p->capacity - used(p); }
 static struct pipe *pipe_of(struct file *f) { return f->inode->private; }
 
 static bool readable(const struct pipe *p) { return used(p) || !READ_ONCE(p->writers); }
 static bool writable(const struct pipe *p, u64 want) { return room(p) >= want || !READ_ONCE(p->readers); }
+
+/* A ring of another size, with the same bytes; lock held. 0, -ENOMEM. */
+static int resize(struct pipe *p, u64 size)
+{
+	u8 *ring = vmalloc(size);
+	u64 count = used(p);
+
+	if (!ring)
+		return -ENOMEM;
+	for (u64 i = 0; i < count; i++)
+		ring[i] = p->ring[(p->tail + i) & (p->size - 1)];
+	vfree(p->ring);
+	p->ring = ring;
+	p->size = size;
+	p->tail = 0;
+	p->head = count;
+	return 0;
+}
+
+/* The ring holds so many bytes more; there is room for them. */
+static int make_space(struct pipe *p, u64 more)
+{
+	u64 size = max(p->size, PAGE_SIZE);
+
+	while (size < used(p) + more)
+		size *= 2;
+	return size == p->size ? 0 : resize(p, size);
+}
 
 static ssize_t read_buffers(struct file *f, struct buffers *b)
 {
@@ -122,8 +146,12 @@ static ssize_t write_buffers(struct file *f, struct buffers *b)
 				break;
 			continue;
 		}
+		n = min(min(size - done, room(p)), PAGE_SIZE);
+		err = make_space(p, n);
+		if (err)
+			break;
 		at = p->head & (p->size - 1);
-		n = min(min(size - done, room(p)), PAGE_SIZE - at % PAGE_SIZE);
+		n = min(n, PAGE_SIZE - at % PAGE_SIZE);
 		err = buffers_read(b, p->ring + at, n);
 		if (err)
 			break;
@@ -252,40 +280,31 @@ const struct file_ops fifo_file_ops = {
 
 static bool is_pipe(struct file *f) { return f->ops == &pipe_file_ops || f->ops == &fifo_file_ops; }
 
-s64 pipe_get_size(struct file *f) { return is_pipe(f) ? (s64)pipe_of(f)->size : -EBADF; }
+s64 pipe_get_size(struct file *f) { return is_pipe(f) ? (s64)pipe_of(f)->capacity : -EBADF; }
 
 int pipe_set_size(struct file *f, u64 size)
 {
 	struct pipe *p;
-	u64 n = PAGE_SIZE, count;
-	u8 *ring;
+	u64 capacity = PAGE_SIZE;
+	int err = 0;
 
 	if (!is_pipe(f))
 		return -EBADF;
-	if (size > RING_MAX)
+	if (size > CAPACITY_MAX)
 		return capable() ? -EINVAL : -EPERM;
-	while (n < size)
-		n *= 2;
-	ring = vmalloc(n);
-	if (!ring)
-		return -ENOMEM;
+	while (capacity < size)
+		capacity *= 2;
 	p = pipe_of(f);
 	mutex_lock(&p->lock);
-	count = used(p);
-	if (count > n) {
-		mutex_unlock(&p->lock);
-		vfree(ring);
-		return -EBUSY;
-	}
-	for (u64 i = 0; i < count; i++)
-		ring[i] = p->ring[(p->tail + i) & (p->size - 1)];
-	vfree(p->ring);
-	p->ring = ring;
-	p->size = n;
-	p->tail = 0;
-	p->head = count;
+	if (used(p) > capacity)
+		err = -EBUSY;
+	else if (p->size > capacity)
+		err = resize(p, capacity);
+	if (!err)
+		p->capacity = capacity;
 	mutex_unlock(&p->lock);
-	return (int)n;
+	wake_up(&p->wait);
+	return err ? err : (int)capacity;
 }
 
 static struct file *pipe_end(struct inode *inode, u32 flags)

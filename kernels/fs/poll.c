@@ -214,7 +214,16 @@ static int get_timeout(const struct timespec *user, bool *block, u64 *deadline)
 	return 0;
 }
 
-SYSCALL_DEFINE5(ppoll, 271, struct pollfd *, fds, u64, count, const struct timespec *, timeout, const sigset_t *, mask,
+/* Linux tells how much time was left. */
+static void put_time_left(struct timespec *user, u64 deadline)
+{
+	u64 now = ktime_get_ns();
+
+	if (user)
+		(void)put_timespec(user, deadline > now ? deadline - now : 0);
+}
+
+SYSCALL_DEFINE5(ppoll, 271, struct pollfd *, fds, u64, count, struct timespec *, timeout, const sigset_t *, mask,
 		u64, mask_size)
 {
 	u64 deadline;
@@ -226,6 +235,7 @@ SYSCALL_DEFINE5(ppoll, 271, struct pollfd *, fds, u64, count, const struct times
 	if (n)
 		return n;
 	n = do_poll(fds, count, block, deadline);
+	put_time_left(timeout, deadline);
 	restore_sigmask_unless(n == -ERESTARTNOHAND);
 	return n;
 }
@@ -328,7 +338,7 @@ struct pselect_mask {
 	u64 size;
 };
 
-SYSCALL_DEFINE6(pselect6, 270, s32, nfds, u64 *, in, u64 *, out, u64 *, except, const struct timespec *, timeout,
+SYSCALL_DEFINE6(pselect6, 270, s32, nfds, u64 *, in, u64 *, out, u64 *, except, struct timespec *, timeout,
 		const struct pselect_mask *, umask)
 {
 	u64 *sets[3] = { in, out, except }, deadline;
@@ -344,6 +354,7 @@ SYSCALL_DEFINE6(pselect6, 270, s32, nfds, u64 *, in, u64 *, out, u64 *, except, 
 	if (n)
 		return n;
 	n = do_select(nfds, sets, block, deadline);
+	put_time_left(timeout, deadline);
 	restore_sigmask_unless(n == -ERESTARTNOHAND);
 	return n;
 }
