@@ -9,12 +9,22 @@ pages that are noted; HLT. Any difference is reported as one line by `Unsupporte
 
 from __future__ import annotations
 
+import faulthandler
+import os
+import resource
+import signal
 import struct
+import warnings
+from typing import NoReturn
 
 from emu.cpu import HFLAGS_LONG, ClockHeader, Cpu, Reason, Wiring
 from emu.engine import Library
 from emu.errors import UnsupportedHost
 from emu.memory import Memory
+
+PROOF_SECONDS_MAX = 3
+"""CPU time for the proof, which takes a few hundredths of a second."""
+_PROVED = b"proved"
 
 # At 0x1000. In the comments: the tick at which each instruction begins.
 _CODE = bytes.fromhex(
@@ -52,21 +62,32 @@ _BREAKPOINT = bytes.fromhex("4983c301 48cf".replace(" ", ""))  # add r11, 1; ire
 _INVALID = bytes.fromhex("4983c3104883042402488b3424803ef075054883042401 48cf".replace(" ", ""))
 _FUNCTION = bytes.fromhex("b801000000c3")  # mov eax, 1; ret
 
-# At 0x1800: registers that the core reads and writes inside the engine, set by the guest itself.
+# At 0x1800: registers that the core reads and writes inside the engine, set and read by the guest itself.
 _REGISTERS = bytes.fromhex(
     "b9810000c0b811111111ba00000800"  # mov ecx, 0xc0000081; mov eax, 0x11111111; mov edx, 0x80000
     "0f30ffc1ffc00f30ffc1ffc00f30ffc1ffc00f30"  # STAR, LSTAR, CSTAR, FMASK: wrmsr; inc ecx; inc eax
     "b9020100c0ffc00f30"  # mov ecx, 0xc0000102; inc eax; wrmsr (KERNEL_GS_BASE)
     "b977020000b80604070089c20f30"  # mov ecx, 0x277; mov eax, 0x70406; mov edx, eax; wrmsr (PAT)
-    "b9750100000f30"  # mov ecx, 0x175; wrmsr (SYSENTER_ESP)
-    "b900020000b80050341231d20f30"  # mov ecx, 0x200; mov eax, 0x12345000; xor edx, edx; wrmsr (MTRR)
-    "dbe3d9eb"  # fninit; fldpi
+    "b9750100000f30b976010000ffc00f30"  # SYSENTER_ESP; inc eax: SYSENTER_EIP
+    "31d2b974010000b8381200000f30"  # xor edx, edx; mov ecx, 0x174; mov eax, 0x1238; wrmsr (SYSENTER_CS)
+    "b9170101c0b8007000000f30"  # mov ecx, 0xc0010117; mov eax, 0x7000; wrmsr (VM_HSAVE_PA)
+    "b900020000b8005034120f30"  # mov ecx, 0x200; mov eax, 0x12345000; wrmsr (the first variable MTRR)
+    "b90f020000b8006834120f30"  # mov ecx, 0x20f; mov eax, 0x12346800; wrmsr (the last one)
+    "b950020000b80606060689c20f30"  # mov ecx, 0x250; mov eax, 0x06060606; mov edx, eax; wrmsr (fixed MTRR)
+    "b96f0200000f30b9ff020000b8060c000031d20f30"  # the last one; MTRR_DEF_TYPE: 0xc06
+    "b9a0010000b8010000000f30"  # mov ecx, 0x1a0; mov eax, 1; wrmsr (MISC_ENABLE)
+    "b9030100c0b85a5a00000f300f01f94189c9"  # TSC_AUX: 0x5a5a; rdtscp; mov r9d, ecx
+    "b9800000c00f324189c0"  # mov ecx, 0xc0000080; rdmsr (EFER); mov r8d, eax
+    "dbe3d9ebd9e8d9eedef9d9e5"  # fninit; fldpi; fld1; fldz; fdivp (division by zero); fxam
     "48b81122334455667788664c0f6ef8"  # mov rax, 0x8877665544332211; movq xmm15, rax
     "0f23d8"  # mov dr3, rax
-    "b8803f0000500fae1424d92c24"  # mov eax, 0x3f80; push rax; ldmxcsr [rsp]; fldcw [rsp]
+    "b8803f0000500fae1424"  # mov eax, 0x3f80; push rax; ldmxcsr [rsp]
+    "b87f02000050d92c24"  # mov eax, 0x27f; push rax; fldcw [rsp]
+    "b8301200008ed8"  # mov eax, 0x1230; mov ds, eax: #GP(0x1230)
     "f4"  # hlt
 )
-_REGISTERS_AT = 0x1800
+_GENERAL_PROTECTION = bytes.fromhex("415a 4883042402 48cf")  # pop r10; add qword [rsp], 2; iretq
+_REGISTERS_AT, _GP_AT = 0x1800, 0x1240
 _EXPECTED = {
     "star": 0x80000_11111111,
     "lstar": 0x80000_11111112,
@@ -74,15 +95,61 @@ _EXPECTED = {
     "fmask": 0x80000_11111114,
     "kernel_gs_base": 0x80000_11111115,
     "pat": 0x70406_00070406,
+    "sysenter_cs": 0x1238,
     "sysenter_esp": 0x70406_00070406,
+    "sysenter_eip": 0x70406_00070407,
+    "vm_hsave_pa": 0x7000,
     "mtrr_var0": 0x12345000,
-    "fpu.top": 7,
-    "fpu.control": 0x3F80,
+    "mtrr_var15": 0x12346800,
+    "mtrr_fixed0": 0x06060606_06060606,
+    "mtrr_fixed10": 0x06060606_06060606,
+    "mtrr_def_type": 0xC06,
+    "misc_enable": 1,
+    "xcr0": 3,
+    "tsc_aux": 0x5A5A,
+    "r9": 0x5A5A,  # TSC_AUX by the guest's RDTSCP
+    "r8": 0xD01,  # EFER by the guest's RDMSR
+    "r10": 0x1230,  # the error code on the guest's stack
+    "fpu.top": 6,
+    "fpu.status": 0x0504,  # a division by zero; the top of the stack is infinite
+    "fpu.control": 0x27F,
+    "fpu.tags": 0x0000_0101_0101_0101,
     "st7.mantissa": 0xC90FDAA22168C235,
     "st7.exponent": 0x4000,
+    "st6.mantissa": 1 << 63,
+    "st6.exponent": 0x7FFF,
     "xmm15.low": 0x8877665544332211,
     "dr3": 0x8877665544332211,
     "mxcsr": 0x3F80,
+    "old_exception": 0xFFFFFFFF,
+}
+
+# At 0x1A80: what the host sets is what the guest sees.
+_POINTERS = bytes.fromhex("d93425007000 00 f4")  # fnstenv [0x7000]; hlt
+_POINTERS_AT, _ENVIRONMENT_AT = 0x1A80, 0x7000
+_FPU_IP, _FPU_DP = 0x11112222, 0x33334444
+
+# At 0x1980: a guest runs a guest.
+_HYPERVISOR = bytes.fromhex(
+    "b9800000c00f320d001000000f30"  # mov ecx, 0xc0000080; rdmsr; or eax, 0x1000; wrmsr (EFER.SVME)
+    "b9170101c0b800b0000031d20f30"  # mov ecx, 0xc0010117; mov eax, 0xb000; xor edx, edx; wrmsr
+    "b800a00000"  # mov eax, 0xa000
+    "0f01d8"  # vmrun
+    "f4"  # hlt
+)
+_HYPERVISOR_AT, _INNER_AT, _VMCB_AT = 0x1980, 0x1A00, 0xA000
+_INNER = bytes.fromhex("9090f4")  # nop; nop; hlt: leaves for the hypervisor
+_TICKS_BEFORE_INNER = 10
+_INTERCEPTS = 1 << 32 | 1 << 24  # VMRUN, HLT
+_EXPECTED_INSIDE = {
+    "rip": _INNER_AT + 1,
+    "svm.vmcb": _VMCB_AT,
+    "svm.tsc_offset": 0x123456789A,
+    "svm.intercept": _INTERCEPTS,
+    "svm.intercept_cr_dr": 0x8000_4000_2000_0010,
+    "svm.intercept_exceptions": 0x40000,
+    "svm.nested_mode": 0,
+    "svm.v_tpr": 5,
 }
 
 _CODE_AT, _BP_AT, _UD_AT, _FUNCTION_AT = 0x1000, 0x1200, 0x1220, 0x10000
@@ -91,6 +158,33 @@ _GDT_AT, _IDT_AT, _TABLES_AT, _STACK = 0x2000, 0x3000, 0x4000, 0x9000
 
 def _gate(handler: int) -> bytes:
     return struct.pack("<HHHHII", handler & 0xFFFF, 8, 0x8E00, handler >> 16, 0, 0)
+
+
+def _compare(cpu: Cpu, expected: dict[str, int]) -> None:
+    r = cpu.registers()
+    for name, value in expected.items():
+        if r[name] != value:
+            found = f"{r[name]:#x}, not {value:#x}"
+            raise UnsupportedHost(f"the engine keeps {name} elsewhere ({found}): not the unicorn 2.1.4 wheel")
+
+
+def _vmcb() -> bytes:
+    """A VMCB (AMD64 APM vol. 2, appendix B) whose guest begins at _INNER_AT."""
+    page = bytearray(4096)
+    struct.pack_into("<4HIQ", page, 0, 0x10, 0x2000, 0x4000, 0x8000, 0x40000, _INTERCEPTS)
+    masking, v_tpr, asid = 1 << 24, _EXPECTED_INSIDE["svm.v_tpr"], 1
+    struct.pack_into("<QIxxxxI", page, 0x50, _EXPECTED_INSIDE["svm.tsc_offset"], asid, masking | v_tpr)
+    for at in (0x400, 0x420, 0x430):  # ES, SS, DS
+        struct.pack_into("<HHIQ", page, at, 0x10, 0xC93, 0xFFFFFFFF, 0)
+    struct.pack_into("<HHIQ", page, 0x410, 8, 0xA9B, 0xFFFFFFFF, 0)
+    struct.pack_into("<HHIQ", page, 0x460, 0, 0, 23, _GDT_AT)
+    struct.pack_into("<HHIQ", page, 0x480, 0, 0, 0xFFF, _IDT_AT)
+    for at, value in (
+        (0x4D0, 0x1D01), (0x548, 0x620), (0x550, _TABLES_AT), (0x558, 0x80010033), (0x560, 0x400),
+        (0x568, 0xFFFF0FF0), (0x570, 2), (0x578, _INNER_AT), (0x5D8, _STACK),
+    ):  # fmt: skip
+        struct.pack_into("<Q", page, at, value)  # EFER, CR4, CR3, CR0, DR7, DR6, RFLAGS, RIP, RSP
+    return bytes(page)
 
 
 def write_flat_guest(memory: Memory, cpu: Cpu, entry: int, stack: int) -> None:
@@ -113,6 +207,64 @@ def write_flat_guest(memory: Memory, cpu: Cpu, entry: int, stack: int) -> None:
         hflags=HFLAGS_LONG, hflags2=1, rflags=2, rip=entry, rsp=stack,
     )  # fmt: skip
     cpu.flush_tlb()
+
+
+def verify_apart(lib: Library) -> None:
+    """`verify` in a copy of this process: an engine that does not fit may as well crash, or never end.
+
+    Raises `UnsupportedHost` with one line.
+    """
+    receiver, sender = os.pipe()
+    try:
+        with warnings.catch_warnings():  # of other threads: the copy runs nothing of theirs
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+    except OSError:  # no more processes are allowed here
+        os.close(receiver)
+        os.close(sender)
+        verify(lib)
+        return
+    if child == 0:
+        _prove(lib, sender)
+    os.close(sender)
+    said, status = b"", None
+    try:
+        said = os.read(receiver, 4096)
+        status = os.waitpid(child, 0)[1]
+    finally:
+        if status is None:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        os.close(receiver)
+    if said == _PROVED:
+        return
+    if said:
+        raise UnsupportedHost(said.decode("utf-8", "replace"))
+    number = os.WTERMSIG(status)
+    how = "does not end" if number in (signal.SIGXCPU, signal.SIGKILL) else f"ends by signal {number}"
+    raise UnsupportedHost(f"the engine does not behave like unicorn 2.1.4: the self-check {how}")
+
+
+def _prove(lib: Library, sender: int) -> NoReturn:
+    """In the copy: say through the pipe how it went, and leave nothing else behind."""
+    try:
+        faulthandler.disable()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        # of CPU time, so that a busy host makes no difference
+        resource.setrlimit(resource.RLIMIT_CPU, (PROOF_SECONDS_MAX, PROOF_SECONDS_MAX))
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 1)
+        os.dup2(nothing, 2)
+        try:
+            verify(lib)
+            said = _PROVED
+        except UnsupportedHost as e:
+            said = e.message.encode()
+        except BaseException as e:  # whatever a wrong engine leads to
+            said = f"the engine does not behave like unicorn 2.1.4: {type(e).__name__}: {e}".encode()
+        os.write(sender, said.split(b"\n")[0][:4096])
+    finally:
+        os._exit(0)
 
 
 def verify(lib: Library) -> None:
@@ -179,14 +331,27 @@ def verify(lib: Library) -> None:
                     f"the engine does not behave like unicorn 2.1.4: {what}: {found!r}, not {wanted!r}"
                 )
         memory.write(_REGISTERS_AT, _REGISTERS, by="selfcheck")
+        memory.write(_GP_AT, _GENERAL_PROTECTION, by="selfcheck")
+        memory.write(_IDT_AT + 13 * 16, _gate(_GP_AT), by="selfcheck")
         cpu.set_registers(rip=_REGISTERS_AT, rsp=_STACK, halted=0)
         cpu.run(clock.ticks + 1000)
-        r = cpu.registers()
-        for name, value in _EXPECTED.items():
-            if r[name] != value:
-                raise UnsupportedHost(
-                    f"the engine keeps {name} elsewhere ({r[name]:#x}): not the unicorn 2.1.4 wheel"
-                )
+        _compare(cpu, _EXPECTED)
+        if (cpu.header.last_vector, cpu.header.last_error) != (13, 0x1230):
+            raise UnsupportedHost("the engine keeps error codes elsewhere: not the unicorn 2.1.4 wheel")
+        memory.write(_POINTERS_AT, _POINTERS, by="selfcheck")
+        cpu.set_registers(rip=_POINTERS_AT, halted=0, fpu__ip=_FPU_IP, fpu__dp=_FPU_DP)
+        cpu.run(clock.ticks + 1000)
+        (ip, dp) = struct.unpack("<12xI4xI", memory.read(_ENVIRONMENT_AT, 24).tobytes())
+        if (ip, dp) != (_FPU_IP, _FPU_DP):
+            raise UnsupportedHost("the engine keeps x87 pointers elsewhere: not the unicorn 2.1.4 wheel")
+        memory.write(_HYPERVISOR_AT, _HYPERVISOR, by="selfcheck")
+        memory.write(_INNER_AT, _INNER, by="selfcheck")
+        memory.write(_VMCB_AT, _vmcb(), by="selfcheck")
+        cpu.set_registers(rip=_HYPERVISOR_AT, rsp=_STACK, halted=0)
+        cpu.run(clock.ticks + _TICKS_BEFORE_INNER + 1)
+        _compare(cpu, _EXPECTED_INSIDE)
+        cpu.run(clock.ticks + 1000)
+        _compare(cpu, {"rip": _HYPERVISOR_AT + len(_HYPERVISOR), "halted": 1})
         if not cpu.header.tlb_walks:
             raise UnsupportedHost("the engine does not use our TLB: was unicorn imported before emu?")
     finally:

@@ -542,7 +542,8 @@ EXPORT int core_run(struct core *c, u64 end) {
         }
         if (c->stop) return (int)c->stop;
         if (c->uncounted && c->stop_request) return (int)(c->stop = STOP_REQUEST);
-        if (!CPU_AT(c, u32, CPU_HALTED)) return (int)(c->stop = STOP_TRIPLE);
+        u32 halted = CPU_AT(c, u32, CPU_HALTED);
+        if (halted != 1) return (int)(c->stop = halted ? STOP_INTERNAL : STOP_TRIPLE);
         c->halted = 1;
         if (c->stop_request) return (int)(c->stop = STOP_REQUEST);
     }

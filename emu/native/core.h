@@ -8,8 +8,8 @@
  * and calls back for everything that happens per event.
  *
  * All state is per engine (`struct core`) or per memory (`struct ram`). Offsets into the engine's
- * structures are those of the 2.1.4 x86-64 wheel; emu/engine.py verifies every one of them against
- * the loaded library before a machine may run.
+ * structures are those of the 2.1.4 x86-64 wheel; emu/engine.py and emu/selfcheck.py verify every one
+ * of them against the loaded library before a machine may run.
  */
 #ifndef LUEMU_CORE_H
 #define LUEMU_CORE_H
@@ -37,7 +37,6 @@ typedef uint64_t u64;
 enum {
     UC_CPU = 0x1b8,            /* uc_struct.cpu */
     CPU_CFLAGS_NEXT = 0x18,    /* CPUState.cflags_next_tb */
-    CPU_ENV_PTR = 0x128,       /* CPUState.env_ptr */
     CPU_MEM_IO_PC = 0x8178,    /* CPUState.mem_io_pc: host pc of the access being made */
     CPU_HALTED = 0x8198,       /* CPUState.halted */
     CPU_EXCEPTION = 0x81a0,    /* CPUState.exception_index */
@@ -64,10 +63,8 @@ enum {
     ENV_EXC_IS_INT = 0x150c,
     ENV_DR = 0x1518,
     ENV_OLD_EXCEPTION = 0x1578,
-    ENV_SVM = 0x1580, /* vm_vmcb .. v_tpr */
-    ENV_SVM_END = 0x15b8,
-    ENV_FEATURES = 0x1600, /* u64 words: 1.EDX, 1.ECX, 7.EBX, ... */
 };
+_Static_assert(ENV_FPOP + 8 == ENV_FPIP && ENV_FPIP + 8 == ENV_FPDP, "the self-check sees FPIP and FPDP only");
 
 struct segment {
     u32 selector, pad;
