@@ -17,6 +17,7 @@ import importlib.util
 import os
 import platform
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -257,9 +258,17 @@ class Engine:
             self.uc = 0
 
 
-@functools.cache
+_loading = threading.Lock()
+
+
 def library() -> Library:
     """The verified library, loaded once per process. Raises `UnsupportedHost`."""
+    with _loading:  # the threads that make the first machines wait for one of them
+        return _load()
+
+
+@functools.cache
+def _load() -> Library:
     lib = Library()
     from emu.selfcheck import verify_apart
 

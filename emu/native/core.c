@@ -10,6 +10,7 @@
 #include "core.h"
 
 #include <dlfcn.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,12 +19,24 @@ struct real real;
 static struct core *cores[1024];
 static u32 core_count;
 static __thread struct core *last_core;
+static u32 freed_count;            /* cores that were freed: what threads remember may be gone */
+static __thread u32 last_freed_count;
+static bool listing; /* some thread changes the list of cores */
+
+static void lock_list(void) {
+    while (__atomic_test_and_set(&listing, __ATOMIC_ACQUIRE)) sched_yield();
+}
+static void unlock_list(void) { __atomic_clear(&listing, __ATOMIC_RELEASE); }
 
 struct core *core_of_cpu(void *cpu) {
     struct core *c = last_core;
-    if (likely(c && c->cpu == cpu)) return c;
-    for (u32 i = 0; i < core_count; i++)
-        if (cores[i] && cores[i]->cpu == cpu) return last_core = cores[i];
+    if (likely(c && last_freed_count == freed_count && c->cpu == cpu)) return c;
+    last_freed_count = freed_count;
+    last_core = NULL;
+    for (u32 i = 0; i < core_count; i++) {
+        c = cores[i];
+        if (c && c->cpu == cpu) return last_core = c;
+    }
     return NULL; /* an engine that is not ours: leave it alone */
 }
 
@@ -416,11 +429,6 @@ static void on_mmio_write(void *uc, u64 offset, unsigned size, u64 value, void *
 
 EXPORT void *core_new(void *uc, void *cpu, void *tcg, struct clock *clock, struct ram *ram,
                       const struct callbacks *cb) {
-    if (core_count == sizeof cores / sizeof *cores && cores[core_count - 1]) {
-        u32 free_slots = 0;
-        for (u32 i = 0; i < core_count; i++) free_slots += !cores[i];
-        if (!free_slots) return NULL;
-    }
     if (ram->engines == MAX_ENGINES) return NULL;
     struct core *c = calloc(1, sizeof *c);
     if (!c) return NULL;
@@ -439,18 +447,29 @@ EXPORT void *core_new(void *uc, void *cpu, void *tcg, struct clock *clock, struc
     c->cb = *cb;
     c->end = c->limit = c->flush_at = c->flush_grid = c->user_entered = NEVER;
     c->store_addr = c->last_page = c->probed_at = NEVER;
+    lock_list();
     u32 slot = 0;
     while (slot < core_count && cores[slot]) slot++;
+    if (slot == sizeof cores / sizeof *cores) {
+        unlock_list();
+        free(c->blocks_seen);
+        free(c->tlb);
+        free(c);
+        return NULL;
+    }
     cores[slot] = c;
     if (slot == core_count) core_count++;
+    unlock_list();
     ram->engine[ram->engines++] = c;
     return c;
 }
 
 EXPORT void core_free(struct core *c) {
+    lock_list();
     for (u32 i = 0; i < core_count; i++)
         if (cores[i] == c) cores[i] = NULL;
-    if (last_core == c) last_core = NULL;
+    freed_count++;
+    unlock_list();
     for (u64 i = 0; i < c->ram->engines; i++)
         if (c->ram->engine[i] == c) {
             c->ram->engine[i] = c->ram->engine[--c->ram->engines];
@@ -519,6 +538,7 @@ static bool idle(struct core *c, u64 end) {
 EXPORT int core_run(struct core *c, u64 end) {
     struct clock *clk = c->clock;
     last_core = c;
+    last_freed_count = freed_count;
     c->end = end;
     c->stop = STOP_NONE;
     for (;;) {
@@ -543,7 +563,8 @@ EXPORT int core_run(struct core *c, u64 end) {
         if (c->stop) return (int)c->stop;
         if (c->uncounted && c->stop_request) return (int)(c->stop = STOP_REQUEST);
         u32 halted = CPU_AT(c, u32, CPU_HALTED);
-        if (halted != 1) return (int)(c->stop = halted ? STOP_INTERNAL : STOP_TRIPLE);
+        if (!halted) return (int)(c->stop = STOP_TRIPLE);
+        if (halted != 1 || CPU_AT(c, int, CPU_EXCEPTION) != -1) return (int)(c->stop = STOP_INTERNAL);
         c->halted = 1;
         if (c->stop_request) return (int)(c->stop = STOP_REQUEST);
     }

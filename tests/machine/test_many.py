@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +14,7 @@ from emu.engine import library
 from emu.machine import Machine, StopKind
 from emu.memory import Memory
 from emu.selfcheck import write_flat_guest
+from kernels.build import project_root
 from tests.machine.guest import assemble, flat, selftest
 
 NEVER = (1 << 64) - 1
@@ -56,6 +59,31 @@ def test_two_machines_in_two_threads_are_as_alone() -> None:
     for t in threads:
         t.join()
     assert found == [wanted, wanted]
+
+
+FIRST = """
+import threading
+from emu import Machine
+failed = []
+def make():
+    try:
+        with Machine(2 << 20) as m:
+            m.run(until=1)
+    except BaseException as e:
+        failed.append(repr(e))
+threads = [threading.Thread(target=make) for _ in range(4)]
+for t in threads: t.start()
+for t in threads: t.join()
+print(failed)
+"""
+
+
+def test_the_first_machines_may_be_made_at_once() -> None:
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", FIRST],
+        cwd=project_root(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (run.stdout, run.stderr) == ("[]\n", ""), run
 
 
 def test_a_machine_inside_an_observer_of_another() -> None:
