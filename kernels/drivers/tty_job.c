@@ -212,6 +212,17 @@ void tty_hangup(struct tty *t)
 	signal_foreground(group, true);
 }
 
+SYSCALL_DEFINE0(vhangup, 153)
+{
+	struct tty *t = current_tty();
+
+	if (!capable())
+		return -EPERM;
+	if (t)
+		tty_hangup(t);
+	return 0;
+}
+
 /* A line is hung up. A pseudo-terminal stays what it is for those who have it open: its master decides. */
 void tty_leader_exit(struct process *leader)
 {

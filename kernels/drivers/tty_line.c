@@ -92,9 +92,21 @@ static bool output(struct tty *t, u8 c)
 	return send(t, &c, 1);
 }
 
+/* Bytes from the beginning that output processing does not change, and that take one column each. */
+static u32 plain_run(const struct tty *t, const u8 *from, u32 size)
+{
+	u32 n = 0;
+
+	if (output_is(t, OLCUC))
+		return 0;
+	while (n < size && from[n] >= 0x20 && from[n] < 0x7f)
+		n++;
+	return n;
+}
+
 u32 tty_line_write(struct tty *t, const u8 *from, u32 size)
 {
-	u32 n = 0, before;
+	u32 n = 0, before, run;
 
 	if (t->stopped)
 		return 0;
@@ -103,6 +115,13 @@ u32 tty_line_write(struct tty *t, const u8 *from, u32 size)
 		return n ? t->ops->write(t, from, n) : 0;
 	}
 	while (n < size) {
+		run = min(plain_run(t, from + n, size - n), t->ops->room(t));
+		if (run) {
+			run = t->ops->write(t, from + n, run);
+			t->line.column += run;
+			n += run;
+			continue;
+		}
 		before = t->line.column;
 		if (!output(t, from[n])) {
 			t->line.column = before;

@@ -163,6 +163,16 @@ def test_output_is_out_before_the_machine_is_off(console: Console) -> None:
     assert "10499\r\n10500\r\n" in console.text()
 
 
+def test_a_stopped_terminal_does_not_hold_up_the_end(console: Console) -> None:
+    console.run("(sleep 2; poweroff -f) &")
+    console.type("sleep 1; echo written; sleep 100\r")
+    console.wait(0.5)
+    console.type("\x13")
+    stop = console.wait(30)
+    assert stop.kind is StopKind.POWER_OFF
+    assert "written\r\n" not in console.text(), "the terminal was stopped"
+
+
 def test_the_second_port_passes_every_byte(console: Console) -> None:
     data = bytes(range(256)) * 20
     console.run("stty -F /dev/ttyS1 raw -echo; head -c 5120 < /dev/ttyS1 > /tmp/in &")
