@@ -192,6 +192,7 @@ def macro(header: str, name: str) -> int:
 def test_constants_that_are_macros() -> None:
     """Debug information has none of them."""
     assert macro("page.h", "PG_BUDDY") == view.PG_BUDDY and macro("page.h", "PG_RESERVED") == view.PG_RESERVED
+    assert macro("pagecache.h", "PG_PINNED") == view.PG_PINNED
     assert macro("memblock.h", "MEMBLOCK_RSRV_NOINIT") == view.RSRV_NOINIT
     assert macro("memblock.h", "MEMBLOCK_RSRV_KERN") == view.RSRV_KERN
     assert macro("memblock.h", "MEMBLOCK_KHO_SCRATCH") == view.KHO_SCRATCH
