@@ -42,6 +42,7 @@ static int kho_init(void)
 	if (err)
 		goto free_fdt;
 	kho_out.fdt = fdt;
+	kho_debugfs_init();
 	kho_metadata_read();
 	err = kho_metadata_write();
 	if (err)

@@ -36,6 +36,14 @@ static inline const void *kho_in_fdt(void)
 void kho_scratch_reserve(void);			/* cold boot; turns KHO off when there is no memory */
 void kho_scratch_release(enum migratetype type);	/* to the page allocator */
 
+/* subtree.c: the blob of a node of the incoming FDT; false: it makes no sense. Says nothing. */
+bool kho_subtree_blob(int node, phys_addr_t *phys, u64 *size);
+
+/* debugfs.c: what goes to the next kernel, for people */
+void kho_debugfs_init(void);
+void kho_debugfs_add(const char *name, const void *mem, u64 size);
+void kho_debugfs_remove(const void *mem);
+
 /* metadata.c */
 void kho_metadata_read(void);
 int kho_metadata_write(void);

@@ -62,7 +62,7 @@ static int own_blobs(void)
 		return 0;
 	kho_own_range(claim(kho_in.fdt), PAGE_SIZE);
 	for (int node = fdt_first_subnode(fdt, FDT_ROOT); node >= 0; node = fdt_next_subnode(fdt, node))
-		if (!kho_retrieve_subtree(fdt_node_name(fdt, node), &phys, &size))
+		if (kho_subtree_blob(node, &phys, &size))
 			kho_own_range(claim(phys), size);
 	return 0;
 }

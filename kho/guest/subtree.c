@@ -40,6 +40,8 @@ int kho_add_subtree(const char *name, void *blob, u64 size)
 	if (err)
 		memcpy(fdt, before, PAGE_SIZE);
 	mutex_unlock(&kho_out.fdt_lock);
+	if (!err)
+		kho_debugfs_add(name, blob, size);
 	if (err == -FDT_ERR_EXISTS)
 		return -EEXIST;
 	return err ? -ENOMEM : 0;
@@ -60,12 +62,25 @@ void kho_remove_subtree(void *blob)
 			break;
 		}
 	mutex_unlock(&kho_out.fdt_lock);
+	kho_debugfs_remove(blob);
+}
+
+bool kho_subtree_blob(int node, phys_addr_t *phys, u64 *size)
+{
+	const void *fdt = kho_in_fdt();
+	u64 start;
+
+	if (fdt_getprop_u64(fdt, node, KHO_SUB_TREE_PROP_NAME, phys) ||
+	    fdt_getprop_u64(fdt, node, KHO_SUB_TREE_SIZE_PROP_NAME, size))
+		return false;
+	start = ALIGN_DOWN(*phys, PAGE_SIZE);
+	return *size && *phys + *size >= *phys && claim_is_outside(claim(start), *phys + *size - start, PAGE_SIZE);
 }
 
 int kho_retrieve_subtree(const char *name, phys_addr_t *phys, u64 *size)
 {
 	const void *fdt = kho_in_fdt();
-	u64 blob, blob_size, start;
+	u64 blob, blob_size;
 	int node;
 
 	if (!fdt)
@@ -81,9 +96,7 @@ int kho_retrieve_subtree(const char *name, phys_addr_t *phys, u64 *size)
 		pr_warn("broken KHO subnode '%s' is missing or has an invalid blob-size property\n", name);
 		return -EINVAL;
 	}
-	start = ALIGN_DOWN(blob, PAGE_SIZE);
-	if (!blob_size || blob + blob_size < blob ||
-	    !claim_is_outside(claim(start), blob + blob_size - start, PAGE_SIZE)) {
+	if (!kho_subtree_blob(node, &blob, &blob_size)) {
 		pr_warn("blob of '%s', 0x%llx+0x%llx, is not in RAM outside scratch\n", name,
 			(unsigned long long)blob, (unsigned long long)blob_size);
 		return -EINVAL;
