@@ -101,7 +101,7 @@ def on_qemu(
     firmware prints before it is left out. Skips the test without QEMU, fails it after `timeout` seconds."""
     command: list[str | Path] = [require("qemu-system-x86_64"), "-accel", "tcg", "-machine", machine]
     command += ["-cpu", "EPYC", "-m", str(memory_mib), "-nodefaults", "-display", "none", "-no-reboot"]
-    command += ["-serial", "stdio", "-kernel", elf(release), "-append", cmdline]
+    command += ["-serial", "stdio", "-serial", "null", "-kernel", elf(release), "-append", cmdline]
     lines: list[str] = []
     with tempfile.TemporaryFile() as errors, tempfile.NamedTemporaryFile() as archive:
         if initramfs:

@@ -15,7 +15,10 @@ from tests.luo.images import RECORDED
 from tests.run.elf import elf
 from tests.run.releases import skewed
 
-SMALL_RUN = ("run", "--workload", "kho", "--memory", "128M", "--preserve", "256K", "--cmdline", "reserve_mem=1M:4K:trace")
+SMALL_RUN = (
+    "run", "--workload", "kho", "--memory", "128M", "--preserve", "256K",
+    "--cmdline", "reserve_mem=1M:4K:trace",
+)  # fmt: skip
 LINUX_IMAGE = RECORDED / "c3-3sess" / "before-kexec.pruned.raw.zst"
 Predict = Callable[..., dict[str, Any]]
 
