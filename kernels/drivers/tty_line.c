@@ -1,4 +1,4 @@
-/* The line discipline: from typed bytes to lines, with echo and signals; from a program's bytes to the terminal's.
+/* The line discipline: from typed bytes to lines, with echo (tty_echo.c) and signals.
  *
  * Everything here runs under the terminal's lock and never sleeps, since input arrives in interrupts. Echo goes out at
  * once and is dropped when the output is full.
@@ -9,15 +9,11 @@
 #include "bitops.h"
 #include "signal.h"
 #include "string.h"
-#include "tty.h"
+#include "tty_line.h"
 
 #define DISABLED	0	/* a control character with this value is none */
 
-static bool input_is(const struct tty *t, u32 flag) { return t->termios.t.iflag & flag; }
-static bool output_is(const struct tty *t, u32 flag) { return t->termios.t.oflag & flag; }
-static bool local_is(const struct tty *t, u32 flag) { return t->termios.t.lflag & flag; }
 static u8 *at(struct line *l, u32 pos) { return &l->buf[pos % LINE_SIZE]; }
-static bool is_control(u8 c) { return c < 0x20 || c == 0x7f; }
 static bool is_word(u8 c)
 {
 	return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || c == '_' ||
@@ -26,171 +22,6 @@ static bool is_word(u8 c)
 static bool is_char(const struct tty *t, u8 c, unsigned int which)
 {
 	return c == t->termios.t.cc[which] && c != DISABLED;
-}
-/* Not the first byte of a character of several. */
-static bool continues(const struct tty *t, u8 c) { return input_is(t, IUTF8) && (c & 0xc0) == 0x80; }
-
-/* ---- output ---- */
-
-static bool send(struct tty *t, const void *data, u32 size)
-{
-	return t->ops->room(t) >= size && t->ops->write(t, data, size) == size;
-}
-
-/* One byte with output processing; false: no room. */
-static bool output(struct tty *t, u8 c)
-{
-	struct line *l = &t->line;
-	u32 tab;
-
-	if (!output_is(t, OPOST))
-		return send(t, &c, 1);
-	switch (c) {
-	case '\n':
-		if (output_is(t, ONLCR)) {
-			if (!send(t, "\r\n", 2))
-				return false;
-			l->column = l->start_column = 0;
-			return true;
-		}
-		if (output_is(t, ONLRET))
-			l->column = 0;
-		l->start_column = l->column;
-		break;
-	case '\r':
-		if (output_is(t, ONOCR) && !l->column)
-			return true;
-		if (output_is(t, OCRNL)) {
-			c = '\n';
-			if (!output_is(t, ONLRET))
-				break;
-		}
-		l->column = l->start_column = 0;
-		break;
-	case '\t':
-		tab = 8 - l->column % 8;
-		if ((t->termios.t.oflag & TABDLY) == XTABS) {
-			if (!send(t, "        ", tab))
-				return false;
-			l->column += tab;
-			return true;
-		}
-		l->column += tab;
-		break;
-	case '\b':
-		if (l->column)
-			l->column--;
-		break;
-	default:
-		if (is_control(c))
-			break;
-		if (output_is(t, OLCUC) && c >= 'a' && c <= 'z')
-			c = (u8)(c - 'a' + 'A');
-		if (!continues(t, c))
-			l->column++;
-	}
-	return send(t, &c, 1);
-}
-
-/* Bytes from the beginning that output processing does not change, and that take one column each. */
-static u32 plain_run(const struct tty *t, const u8 *from, u32 size)
-{
-	u32 n = 0;
-
-	if (output_is(t, OLCUC))
-		return 0;
-	while (n < size && from[n] >= 0x20 && from[n] < 0x7f)
-		n++;
-	return n;
-}
-
-u32 tty_line_write(struct tty *t, const u8 *from, u32 size)
-{
-	u32 n = 0, before, run;
-
-	if (t->stopped)
-		return 0;
-	if (!output_is(t, OPOST)) {
-		n = min(size, t->ops->room(t));
-		return n ? t->ops->write(t, from, n) : 0;
-	}
-	while (n < size) {
-		run = min(plain_run(t, from + n, size - n), t->ops->room(t));
-		if (run) {
-			run = t->ops->write(t, from + n, run);
-			t->line.column += run;
-			n += run;
-			continue;
-		}
-		before = t->line.column;
-		if (!output(t, from[n])) {
-			t->line.column = before;
-			break;
-		}
-		n++;
-	}
-	return n;
-}
-
-void tty_hold(struct tty *t, bool stop)
-{
-	if (t->stopped == stop)
-		return;
-	t->stopped = stop;
-	t->ops->hold(t, stop);
-	if (!stop)
-		wake_up(&t->write_wait);
-}
-
-/* ---- echo ---- */
-
-static void echo_raw(struct tty *t, u8 c)
-{
-	output(t, c);
-}
-
-static void echo(struct tty *t, u8 c)
-{
-	if (local_is(t, ECHOCTL) && is_control(c) && c != '\t') {
-		u8 shown[2] = { '^', c ^ 0x40 };
-
-		if (send(t, shown, 2))
-			t->line.column += 2;
-	} else {
-		output(t, c);
-	}
-}
-
-static void erase_column(struct tty *t)
-{
-	if (t->line.column)
-		t->line.column--;
-	send(t, "\b \b", 3);
-}
-
-static void finish_erasing(struct tty *t)
-{
-	if (t->line.erasing) {
-		echo_raw(t, '/');
-		t->line.erasing = false;
-	}
-}
-
-/* Echo of a character that goes into the line. */
-static void echo_typed(struct tty *t, u8 c, bool literal)
-{
-	struct line *l = &t->line;
-
-	if (!local_is(t, ECHO))
-		return;
-	finish_erasing(t);
-	if (c == '\n' && !literal) {
-		echo_raw(t, '\n');
-		return;
-	}
-	if (l->canon == l->head)
-		l->start_column = l->column;
-	echo(t, c);
 }
 
 /* ---- editing ---- */
@@ -240,14 +71,14 @@ static void echo_erased(struct tty *t, u32 pos, u32 bytes, bool one)
 		}
 		echo(t, c);
 		for (u32 i = 1; i < bytes; i++)
-			send(t, at(l, pos + i), 1);
+			put_out(t, at(l, pos + i), 1);
 	} else if (one && !local_is(t, ECHOE)) {
 		echo(t, t->termios.t.cc[VERASE]);
 	} else if (c == '\t') {
 		u32 to = column_at(t, pos);
 
 		for (u32 width = 8 - to % 8; width && l->column; width--)
-			if (send(t, "\b", 1))
+			if (put_out(t, "\b", 1))
 				l->column--;
 	} else {
 		if (is_control(c) && local_is(t, ECHOCTL))
@@ -348,7 +179,7 @@ static bool edit(struct tty *t, u8 c)
 		if (local_is(t, ECHO)) {
 			finish_erasing(t);
 			if (local_is(t, ECHOCTL))
-				send(t, "^\b", 2);
+				put_out(t, "^\b", 2);
 		}
 	} else if (is_char(t, c, VREPRINT) && local_is(t, ECHO) && extended) {
 		reprint(t);

@@ -1,4 +1,4 @@
-/* Sockets (fs/socket.c, unix.c, rights.c). There is one family, AF_UNIX, with its three types. Numbers, structures and
+/* Sockets (fs/socket*.c, unix*.c, rights.c). There is one family, AF_UNIX, with its three types. Numbers, structures and
  * errors are Linux's on x86-64; behaviour: socket(7), unix(7), sendmsg(2), recvmsg(2).
  */
 #pragma once
@@ -96,6 +96,7 @@ extern struct mutex unix_lock;
 extern struct list_head all_sockets;
 extern u32 nr_sockets;
 extern const struct file_ops socket_file_ops;
+#define SOL_SOCKET	1
 
 /* ---- unix.c ---- */
 struct outgoing {
@@ -127,6 +128,17 @@ ssize_t sock_send(struct sock *s, struct buffers *b, struct outgoing *o);
 ssize_t sock_receive(struct sock *s, struct buffers *b, struct incoming *in, u32 flags);
 u32 sock_events(const struct sock *s);
 struct ucred current_ucred(bool effective);
+
+/* ---- socket.c ---- */
+struct file *get_socket(int fd);		/* a reference to the file, ERR_PTR */
+static inline u32 socket_flags(const struct file *f, u32 flags)		/* of a call; MSG_DONTWAIT of the file */
+{
+	return flags | (f->flags & O_NONBLOCK ? MSG_DONTWAIT : 0);
+}
+/* 0 and a->len 0: the family alone. -EAFNOSUPPORT: AF_UNSPEC. */
+int get_address(struct address *a, const void *user, s32 len);
+/* As much as there is room for; *len says how long it is. */
+int put_address(const struct address *a, void *user, s32 *user_len);
 
 /* ---- rights.c ---- */
 struct sock *sock_of(const struct file *f);		/* NULL: no socket */

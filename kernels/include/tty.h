@@ -3,7 +3,8 @@
  *	tty.c		the files: open, read, write, poll
  *	tty_ioctl.c	their modes and questions
  *	tty_job.c	controlling terminals, foreground groups, hanging up
- *	tty_line.c	the line discipline: editing, echo, signals, output processing
+ *	tty_line.c	the line discipline: editing, signals
+ *	tty_echo.c	its echo, and output processing
  *	serial.c, pty.c	what is behind it
  *
  * Numbers and structures are those of Linux on x86-64, behaviour that of termios(3) and of Linux's own line discipline.
@@ -131,7 +132,7 @@ int tty_register(struct tty *tty, struct chrdev *dev);
 int tty_open_file(struct tty *tty, struct file *f, bool is_console);	/* for open(); 0 or -errno */
 extern const struct file_ops tty_file_ops;
 
-/* ---- tty_line.c; all with tty->lock held ---- */
+/* ---- tty_line.c, tty_echo.c; all with tty->lock held ---- */
 bool tty_line_room(struct tty *tty);
 void tty_line_receive(struct tty *tty, u8 c);
 void tty_line_break(struct tty *tty);

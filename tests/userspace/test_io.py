@@ -1,4 +1,4 @@
-"""Pipes, sockets and terminals where Linux is no oracle: in a storm of calls, and with sessions in messages."""
+"""Pipes, sockets and terminals where Linux is no oracle: in a storm of calls; sessions in messages."""
 
 from __future__ import annotations
 
