@@ -44,7 +44,7 @@ OBSERVED: dict[str, str] = {
 }
 """What the run can tell, and why it did not where the occasion did not come."""
 
-_SESSION, _FILE, _FLB = "luo_session.c", "luo_file.c", "luo_flb.c"
+_SERIALIZE, _SESSION, _FLB = "luo_serialize.c", "luo_session.c", "luo_flb.c"
 _NAME, _COMPATIBLE = 64, 48
 _LIST_MAX, _BLOCKS_MAX = 1 << 20, 10_000
 _KERNEL_SPACE = 0xFFFF_8000_0000_0000
@@ -105,7 +105,7 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class File:
-    """struct luo_file. ``compatible`` is empty where the record was refused."""
+    """struct luo_file. ``compatible`` is empty where nobody knows it."""
 
     address: int
     handler: int
@@ -113,6 +113,7 @@ class File:
     file: int
     data: int
     token: int
+    refused: bool
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,6 @@ class Session:
 
     address: int
     name: str
-    refused: bool
     set: int
     files: list[File]
 
@@ -187,15 +187,15 @@ class Structures:
 
     def header(self, which: str) -> int:
         """The "incoming" or "outgoing" sessions."""
-        members = self.view.struct("header").members
+        members = self.view.struct("luo_sessions").members
         if not {"lock", "count", "list", "blocks", "sessions_pa"} <= members.keys():
-            raise UnknownLayout("struct header is not that of LUO's sessions")
-        return self.local(_SESSION, which)
+            raise UnknownLayout("struct luo_sessions is another one")
+        return self.view.symbol(f"luo_{which}")
 
     def sessions(self, which: str) -> list[Session]:
         """All of them, in order."""
         at = self.header(which)
-        layout = self.view.struct("header")
+        layout = self.view.struct("luo_sessions")
         offset = self.view.struct("luo_session").offset
         found = self.entries(at + layout.offset("list"), "luo_session")
         count = self.view.number(at + layout.offset("count"))
@@ -206,9 +206,8 @@ class Structures:
             name = self.text(session + offset("name"), _NAME)
             if not name:
                 raise UnknownLayout(f"the session at {session:#x} has no name")
-            refused = bool(self.view.number(session + offset("refused"), 1))
             files = session + offset("file_set")
-            out.append(Session(session, name, refused, files, self.files(files)))
+            out.append(Session(session, name, files, self.files(files)))
         return out
 
     def files(self, file_set: int) -> list[File]:
@@ -219,6 +218,7 @@ class Structures:
         if len(found) != count:
             raise UnknownLayout(f"there are {len(found)} files in a set, {count} are counted")
         file = self.view.struct("luo_file")
+        refused = self.view.kernel.layouts.offset("luo_file", "owner.refused")
         out: list[File] = []
         for at in found:
             raw = self.view.read(at, file.size)
@@ -227,7 +227,8 @@ class Structures:
                 return int.from_bytes(raw[file.offset(member) :][:8], "little")
 
             handler = word("handler")
-            out.append(File(at, handler, self._handler(handler), word("file"), word("data"), word("token")))
+            name = self._handler(handler)
+            out.append(File(at, handler, name, word("file"), word("data"), word("token"), bool(raw[refused])))
         return out
 
     def _handler(self, at: int) -> str:
@@ -296,7 +297,7 @@ class LuoChecker:
         self._return: int | None = None
         self._frozen: list[int] = []
         self._unfrozen: Counter[int] = Counter()
-        self._outgoing: list[Session] = []
+        self._outgoing: list[Session] | None = None
         self._preserving: int | None = None
         self._preserved: dict[int, _Preserved] = {}
         self._shut_down = False
@@ -378,16 +379,16 @@ class LuoChecker:
 
     def _serialize_locked(self, r: Registers, arguments: tuple[int, ...]) -> None:
         """Nobody else is in LUO."""
-        self._serialized, self._frozen, self._unfrozen, self._outgoing = "running", [], Counter(), []
+        self._serialized, self._frozen, self._unfrozen, self._outgoing = "running", [], Counter(), None
         with self.judge.checking("INV-17", sender=True):
             s = self._structures()
             self._outgoing = s.sessions("outgoing")
-            self._check_unique(s)
+            self._check_unique(s, self._outgoing)
 
-    def _check_unique(self, s: Structures) -> None:
+    def _check_unique(self, s: Structures, sessions: list[Session]) -> None:
         names: set[str] = set()
         objects: set[int] = set()
-        for session in self._outgoing:
+        for session in sessions:
             if session.name in names:
                 self._sender(
                     "INV-17", f'two sessions have the name "{session.name}"', s.where(session.address)
@@ -437,7 +438,7 @@ class LuoChecker:
         def broken(message: str, phys: int | None) -> None:
             self._sender("INV-22", f"after a failed serialization {message}", phys)
 
-        layout, at = s.view.struct("header"), s.header("outgoing")
+        layout, at = s.view.struct("luo_sessions"), s.header("outgoing")
         where = s.view.number(at + layout.offset("sessions_pa"))
         if s.view.number(where):
             broken("sessions are still handed over", s.where(where))
@@ -460,7 +461,7 @@ class LuoChecker:
                 broken(message, s.where(session.address))
         if s.owner(at + layout.offset("lock")) == thread:
             broken("the sessions stay locked", s.where(at))
-        gate = s.local(_SESSION, "writing")
+        gate = s.local(_SERIALIZE, "writing")
         if s.view.number(gate, 1):
             broken("all calls stay locked out", s.where(gate))
 
@@ -491,8 +492,8 @@ class LuoChecker:
         if self._serialized == "done":
             with self.judge.checking("INV-47", sender=True):
                 s = self._structures()
-                gate = s.local(_SESSION, "writing")
-                if not s.view.number(gate, 1) or s.view.number(s.local(_SESSION, "readers")):
+                gate = s.local(_SERIALIZE, "writing")
+                if not s.view.number(gate, 1) or s.view.number(s.local(_SERIALIZE, "readers")):
                     self._sender("INV-47", "calls are no longer locked out at the jump", s.where(gate))
             self._check_flbs(luo)
 
@@ -534,6 +535,8 @@ class LuoChecker:
         with self.judge.checking("INV-18", sender=True):
             s = self._structures()
             names = s.flbs()
+            if self._outgoing is None:
+                raise UnknownLayout("the sessions that were serialized are not known")
             handlers = Counter(f.handler for session in self._outgoing for f in session.files)
             users: Counter[str] = Counter()
             for handler, files in handlers.items():
@@ -595,10 +598,10 @@ class LuoChecker:
             self._receiver("INV-40", message, where)
             return
         for one, other in zip(sessions, luo.sessions, strict=True):
-            if one.refused:
-                self._receiver(
-                    "INV-40", f'session "{one.name}" is refused, and is whole', s.where(one.address)
-                )
+            for file in one.files:
+                if file.refused:
+                    message = f'the file {file.token:#x} of session "{one.name}" is refused, and is whole'
+                    self._receiver("INV-40", message, s.where(file.address))
             there = [(f.token, f.data, f.compatible) for f in one.files]
             sent = [(f.token, f.data, f.compatible) for f in other.files]
             if there != sent:
@@ -658,7 +661,7 @@ class LuoChecker:
         self._finish_complete(file_set)
         s = self._structures()
         try:
-            handles = [f.data for f in s.files(file_set) if f.handler]
+            handles = [f.data for f in s.files(file_set) if f.handler and not f.refused]
         except UnknownLayout as e:
             self.judge.unknown("INV-43", str(e))
             return

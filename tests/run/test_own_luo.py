@@ -141,7 +141,7 @@ def folio_leaves_the_file(s: Stage) -> None:
 
 
 def calls_are_let_in_again(s: Stage) -> None:
-    s.at("machine_kexec", lambda s: set_local(s, "luo_session.c", "writing", 0, 1))
+    s.at("machine_kexec", lambda s: set_local(s, "luo_serialize.c", "writing", 0, 1))
 
 
 def file_is_preserved_after_serialization(s: Stage) -> None:
@@ -153,7 +153,7 @@ def freeze_during_shutdown(s: Stage) -> None:
 
 
 def sessions_without_serialization(s: Stage) -> None:
-    found, layout = luo(s), s.view.struct("header")
+    found, layout = luo(s), s.view.struct("luo_sessions")
     head = s.view.member(found.header("outgoing") + layout.offset("blocks"), "kho_block_set", "head")
     s.write(
         s.view.number(found.header("outgoing") + layout.offset("sessions_pa")), head.to_bytes(8, "little")
@@ -174,7 +174,7 @@ def serialization_fails(s: Stage, then: Callable[[Stage], None] | None = None) -
 
 def sessions_are_still_handed_over(s: Stage) -> None:
     def act(s: Stage) -> None:
-        at = luo(s).header("outgoing") + s.view.struct("header").offset("sessions_pa")
+        at = luo(s).header("outgoing") + s.view.struct("luo_sessions").offset("sessions_pa")
         s.write(s.view.number(at), (0x1000).to_bytes(8, "little"))
 
     serialization_fails(s, act)
@@ -359,7 +359,7 @@ def test_a_structure_that_is_another_one_is_not_believed(before_jump: Stage) -> 
     """The number of sessions is wrong: nothing is claimed of the list."""
 
     def act(s: Stage) -> None:
-        at = luo(s).header("outgoing") + s.view.struct("header").offset("count")
+        at = luo(s).header("outgoing") + s.view.struct("luo_sessions").offset("count")
 
         def set_count(s: Stage, change: int) -> None:
             s.write(at, (s.view.number(at) + change).to_bytes(8, "little"))
