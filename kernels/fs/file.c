@@ -56,8 +56,6 @@ struct file *dentry_open(struct dentry *d, u32 flags)
 	struct file *f;
 	int err;
 
-	if (!ops && S_ISCHR(d->inode->mode))	/* its driver came after its name */
-		ops = chrdev_fops(d->inode->rdev);
 
 	if (!ops)		/* a device that is not there, a socket, an anonymous inode */
 		return ERR_PTR(-ENXIO);
