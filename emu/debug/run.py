@@ -459,15 +459,13 @@ def show(result: Result, *, verbose: bool = False) -> None:
             _show_update(i, u)
     for program in result.programs:
         status = program["status"]
-        how = (
-            "exit 0"
-            if status == 0
-            else (f"exit {status}" if status is not None else f"signal {program['signal']}")
-        )
+        how = f"signal {program['signal']}" if status is None else f"exit {status}"
+        if status is None and program["signal"] is None:
+            how = "replaced the kernel" if program["replaced"] else "did not end"
         print(
             f"{program['when']} (kernel {program['generation']}): {clean(shlex.join(program['argv']))}: {how}"
         )
-        if verbose or status != 0:
+        if verbose or (status != 0 and not program["replaced"]):
             for line in program["output"].splitlines():
                 print("  | " + clean(line))
     if result.cache is not None:

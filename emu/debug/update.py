@@ -35,7 +35,7 @@ from emu.debug.view import UnknownLayout, View
 from emu.debug.workloads import CacheReport, Ledger, together
 from emu.errors import ConfigError, EmuError, ImageError
 from emu.files import is_regular, read_file
-from emu.initproto import Plan, RecordError, RecordReader, Transcript
+from emu.initproto import Plan, ProgramRun, RecordError, RecordReader, Transcript
 from emu.initramfs import Initramfs
 from emu.machine import Machine, Snapshot, Stop, StopKind
 from emu.memory import PAGE, U8Array, page_ranges
@@ -767,7 +767,8 @@ class Update:
             updates=[self._update(i) for i in range(len(jumps))],
             programs=[
                 {"when": p.when, "generation": p.generation, "argv": list(p.argv), "status": p.status,
-                 "signal": p.signal, "output": p.output.decode("utf-8", "replace")}
+                 "signal": p.signal, "output": p.output.decode("utf-8", "replace"),
+                 "replaced": p in self._replacing(len(jumps))}
                 for p in t.programs
             ],
             violations=[v.to_dict() for v in violations],
@@ -806,17 +807,25 @@ class Update:
             if self.chain.has_init(generation):
                 expected += len(o.before) * (generation < o.updates or not o.updates)
                 expected += len(o.after) * (generation > 0)
+        replacing = self._replacing(jumps)
         for p in t.programs:
-            if not p.ok:
+            if not p.ok and p not in replacing:
                 how = f"was killed by signal {p.signal}" if p.signal else (
                     f"exited with status {p.status}" if p.ended else "did not end"
                 )  # fmt: skip
                 reasons.append(f"{shlex.join(p.argv)} ({p.when}, generation {p.generation}) {how}")
         reasons += self._cache_reasons()
-        ended = [p for p in t.programs if p.ended]
-        if not reasons and not self.failure and len(ended) != expected:
-            reasons.append(f"{len(ended)} of {expected} programs ran")
+        ran = len([p for p in t.programs if p.ended]) + len(replacing)
+        if not reasons and not self.failure and ran != expected:
+            reasons.append(f"{ran} of {expected} programs ran")
         return reasons
+
+    def _replacing(self, jumps: int) -> list[ProgramRun]:
+        """Programs that made the kernel start the next one, instead of init: each the last of its kernel."""
+        t = self.transcript
+        by_init = {k.generation - 1 for k in t.kexecs}
+        last = {p.generation: p for p in t.programs}
+        return [p for g, p in last.items() if g < jumps and g not in by_init and not p.ended]
 
     def _cache_reports(self) -> dict[int, CacheReport | None]:
         """What the cache's client said after each update that a cache was handed over in, by update."""

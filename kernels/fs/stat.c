@@ -137,11 +137,11 @@ SYSCALL_DEFINE5(statx, 332, int, dirfd, const char *, path, u32, flags, u32, mas
 
 static int put_statfs(const struct super *s, struct statfs *user)
 {
-	bool memory = s->magic == 0x01021994;
+	u64 total = s->magic == 0x01021994 ? nr_managed_pages() / 2 : 0;
 	struct statfs st = {
 		.type = (s64)s->magic, .bsize = PAGE_SIZE, .frsize = PAGE_SIZE, .namelen = NAME_MAX,
-		.blocks = memory ? nr_managed_pages() / 2 : 0, .bfree = memory ? nr_free_pages() : 0,
-		.bavail = memory ? nr_free_pages() : 0, .fsid = { (s32)s->dev, 0 }, .flags = 0x1020,
+		.blocks = total, .bfree = min(total, nr_free_pages()),
+		.bavail = min(total, nr_free_pages()), .fsid = { (s32)s->dev, 0 }, .flags = 0x1020,
 	};
 
 	return copy_to_user(user, &st, sizeof(st)) ? -EFAULT : 0;
