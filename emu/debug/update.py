@@ -815,7 +815,7 @@ class Update:
                 )  # fmt: skip
                 reasons.append(f"{shlex.join(p.argv)} ({p.when}, generation {p.generation}) {how}")
         reasons += self._cache_reasons()
-        ran = len([p for p in t.programs if p.ended]) + len(replacing)
+        ran = len([p for p in t.programs if (p.ended or p in replacing) and p.when != "interactive"])
         if not reasons and not self.failure and ran != expected:
             reasons.append(f"{ran} of {expected} programs ran")
         return reasons
