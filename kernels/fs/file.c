@@ -56,7 +56,6 @@ struct file *dentry_open(struct dentry *d, u32 flags)
 	struct file *f;
 	int err;
 
-
 	if (!ops)		/* a device that is not there, a socket, an anonymous inode */
 		return ERR_PTR(-ENXIO);
 	f = file_new(d, flags, ops);
