@@ -60,7 +60,7 @@ KERNEL = (
     *BARE_METAL, "-mcmodel=kernel", "-Ikernels", "-Ikernels/include", "-Ikho/guest", "-Iluo/guest",
     "-Wl,-e,startup_64", "-Wl,-z,max-page-size=4096", "-Wl,--no-gc-sections",
 )  # fmt: skip
-# In the order of their initcalls: KHO keeps copies of blobs before LUO consumes its own; LUO's sub-tree is there
+# In the order of their initcalls: KHO copies blobs before LUO consumes its own; LUO's sub-tree is there
 # before those that mm/ registers, as in Linux.
 KERNEL_PARTS = (
     "kernels/arch", "kho/guest", "luo/guest", "kernels/mm", "kernels/kernel", "kernels/fs", "kernels/drivers",

@@ -4,6 +4,28 @@
 #pragma once
 #include "../../kho/guest/abi.h"
 
+/* Numbers are an enumeration, so that debug information has them. */
+enum luo_abi {
+	LUO_SESSION_NAME_LENGTH = 64,
+	LUO_COMPATIBLE_LENGTH = 48,
+	LUO_FLB_PGCNT = 1,
+	LUO_FLB_MAX = 63,
+
+	/* A folio's record: page frame number in the low bits, flags above. */
+	MEMFD_LUO_PFN_BITS = 52,
+	MEMFD_LUO_DIRTY = 0x1,
+	MEMFD_LUO_UPTODATE = 0x2,
+	MEMFD_LUO_ALL_SEALS = 0x3f,
+
+	/* ioctls of /dev/liveupdate, and of sessions */
+	LIVEUPDATE_IOCTL_CREATE_SESSION = 0xba00,
+	LIVEUPDATE_IOCTL_RETRIEVE_SESSION = 0xba01,
+	LIVEUPDATE_SESSION_PRESERVE_FD = 0xba40,
+	LIVEUPDATE_SESSION_RETRIEVE_FD = 0xba41,
+	LIVEUPDATE_SESSION_FINISH = 0xba42,
+	LIVEUPDATE_SESSION_GET_NAME = 0xba43,
+};
+
 #define LUO_KHO_NODE_NAME	"LUO"
 #define LUO_COMPATIBLE		RELEASE_LUO_COMPATIBLE		/* "luo-v5"; test releases have another */
 #define MEMFD_LUO_COMPATIBLE	RELEASE_MEMFD_COMPATIBLE	/* "memfd-v2" */
@@ -16,7 +38,6 @@ struct luo_ser {			/* blob of the sub-tree "LUO" */
 };
 static_assert(sizeof(struct luo_ser) == 32, "luo-v5");
 
-#define LUO_SESSION_NAME_LENGTH 64
 struct luo_file_set_ser {
 	u64 files;			/* first file block, 0: no files */
 	u64 count;
@@ -27,7 +48,6 @@ struct luo_session_ser {		/* entry of the chain of session blocks */
 };
 static_assert(sizeof(struct luo_session_ser) == 80, "luo-v5");
 
-#define LUO_COMPATIBLE_LENGTH 48
 struct luo_file_ser {			/* entry of a chain of file blocks */
 	char compatible[LUO_COMPATIBLE_LENGTH];
 	u64 data;			/* the handler's handle */
@@ -35,18 +55,18 @@ struct luo_file_ser {			/* entry of a chain of file blocks */
 };
 static_assert(sizeof(struct luo_file_ser) == 64, "luo-v5");
 
-#define LUO_FLB_PGCNT	1
 struct luo_flb_header_ser {
 	u64 pgcnt, count;
 };
+static_assert(sizeof(struct luo_flb_header_ser) == 16, "luo-v5");
 struct luo_flb_ser {
 	char name[LUO_COMPATIBLE_LENGTH];
 	u64 data;
 	u64 count;			/* users */
 };
 static_assert(sizeof(struct luo_flb_ser) == 64, "luo-v5");
-#define LUO_FLB_MAX	((4096 * LUO_FLB_PGCNT - sizeof(struct luo_flb_header_ser)) / sizeof(struct luo_flb_ser))
-static_assert(LUO_FLB_MAX == 63, "luo-v5");
+static_assert(LUO_FLB_MAX == (4096 * LUO_FLB_PGCNT - sizeof(struct luo_flb_header_ser)) / sizeof(struct luo_flb_ser),
+	      "luo-v5");
 
 /* ---- memfd-v2 ---- */
 
@@ -63,19 +83,10 @@ struct memfd_luo_folio_ser {
 	u64 index;			/* first page in the file */
 };
 static_assert(sizeof(struct memfd_luo_folio_ser) == 16, "memfd-v2");
-#define MEMFD_LUO_PFN_BITS	52
-#define MEMFD_LUO_FOLIO_DIRTY	(1UL << 52)
-#define MEMFD_LUO_FOLIO_UPTODATE (1UL << 53)
-#define MEMFD_LUO_ALL_SEALS	0x3fU
+#define MEMFD_LUO_FOLIO_DIRTY	((u64)MEMFD_LUO_DIRTY << MEMFD_LUO_PFN_BITS)
+#define MEMFD_LUO_FOLIO_UPTODATE ((u64)MEMFD_LUO_UPTODATE << MEMFD_LUO_PFN_BITS)
 
-/* ---- user interface: ioctls of /dev/liveupdate and of sessions ---- */
-
-#define LIVEUPDATE_IOCTL_CREATE_SESSION		0xba00
-#define LIVEUPDATE_IOCTL_RETRIEVE_SESSION	0xba01
-#define LIVEUPDATE_SESSION_PRESERVE_FD		0xba40
-#define LIVEUPDATE_SESSION_RETRIEVE_FD		0xba41
-#define LIVEUPDATE_SESSION_FINISH		0xba42
-#define LIVEUPDATE_SESSION_GET_NAME		0xba43
+/* ---- user interface: arguments of the ioctls ---- */
 
 struct liveupdate_session_ioctl {	/* create and retrieve a session */
 	u32 size;
