@@ -8,17 +8,15 @@ from kernels import build
 
 
 def skewed(compatible: str, of: str = "new") -> Path:
-    """The bzImage of a release that is another one only in its KHO version; its ELF file lies beside it."""
+    """The bzImage of a release that is another one only in its version of one format, "kho-v9"; its ELF
+    file lies beside it."""
     root = build.project_root()
     name = f"skew-{of}-{compatible}"
     place = root / "build" / "tests" / name
     place.mkdir(parents=True, exist_ok=True)
     header = place / "release.h"
-    text = (
-        f'#include "../../../kernels/releases/{of}.h"\n'
-        "#undef RELEASE_KHO_COMPATIBLE\n"
-        f'#define RELEASE_KHO_COMPATIBLE "{compatible}"\n'
-    )
+    macro = f"RELEASE_{compatible.partition('-')[0].upper()}_COMPATIBLE"
+    text = f'#include "../../../kernels/releases/{of}.h"\n#undef {macro}\n#define {macro} "{compatible}"\n'
     if not header.is_file() or header.read_text() != text:
         header.write_text(text)
     output = f"build/tests/{name}/{name}.elf"
