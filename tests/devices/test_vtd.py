@@ -524,12 +524,16 @@ def test_a_context_stays_until_it_is_invalidated(r: Remapping) -> None:
     assert r.dma(0x5000) is None
 
 
+WIDE = {0: 0, 1: 0xA501, 2: 0x5A02, 3: 0xFF03, 9: 9}
+"""The domain ids that the numbers of the cases below stand for: all 16 bits count."""
+
+
 def fill(r: Remapping) -> None:
     """Devices 1 (domain 1), 2 (domain 1) and 8 functions of device 3 (domain 2), each with pages cached."""
-    tops = {1: r.domain(source=8, domain=1), 2: r.domain(source=24, domain=2)}
-    r.domain(source=16, domain=1, top=tops[1])
+    tops = {1: r.domain(source=8, domain=WIDE[1]), 2: r.domain(source=24, domain=WIDE[2])}
+    r.domain(source=16, domain=WIDE[1], top=tops[1])
     for function in range(1, 8):
-        r.domain(source=24 + function, domain=2, top=tops[2])
+        r.domain(source=24 + function, domain=WIDE[2], top=tops[2])
     for domain, top in tops.items():
         for i in range(4):
             r.map(top, 3, 0x1000 * i, 0x80000 + 0x10000 * domain + 0x1000 * i | 3)
@@ -569,6 +573,7 @@ def test_context_invalidation(
     r: Remapping, queued: bool, kind: int, domain: int, source: int, mask: int, left: set[int]
 ) -> None:
     fill(r)
+    domain = WIDE[domain]
     if queued:
         r.queue_on()
         r.submit(1 | kind << 4 | domain << 16 | source << 32 | mask << 48)
@@ -582,8 +587,11 @@ def test_context_invalidation(
 
 def pages(r: Remapping) -> set[tuple[int, int]]:
     """(domain, address) of each cached page."""
+    numbers = {str(wide): number for number, wide in WIDE.items()}
     return {
-        (int(domain), int(key[3:]) << int(key[:2])) for domain, keys in r.unit.s.pages.items() for key in keys
+        (numbers[domain], int(key[3:]) << int(key[:2]))
+        for domain, keys in r.unit.s.pages.items()
+        for key in keys
     }
 
 
@@ -615,6 +623,7 @@ def test_page_invalidation(
     r: Remapping, queued: bool, kind: int, domain: int, address: int, mask: int, gone: set[tuple[int, int]]
 ) -> None:
     fill(r)
+    domain = WIDE[domain]
     if queued:
         r.queue_on()
         r.submit(2 | kind << 4 | 3 << 6 | domain << 16, address | 1 << 6 | mask)
@@ -635,7 +644,7 @@ def test_registers_invalidate_nothing_that_is_wrong(r: Remapping) -> None:
     r.w(0x108, 1 << 63, 8)
     assert r.r(0x108, 8) >> 57 == 0
     r.w(0x100, 19, 8)
-    r.w(0x108, 1 << 63 | 3 << 60 | 1 << 32, 8)
+    r.w(0x108, 1 << 63 | 3 << 60 | WIDE[1] << 32, 8)
     assert r.r(0x108, 8) >> 57 & 3 == 0
     r.queue_on()
     r.flush_contexts()
@@ -650,7 +659,7 @@ def test_a_command_acts_when_its_upper_half_is_written(r: Remapping) -> None:
     assert pages(r) == ALL_PAGES
     r.w(0x10C, 1 << 31 | 1 << 28)
     assert pages(r) == set()
-    r.w(0x28, 8 << 16 | 1)
+    r.w(0x28, 8 << 16 | WIDE[1])
     assert contexts(r) == ALL_SOURCES
     r.w(0x2C, 1 << 31 | 3 << 29)
     assert contexts(r) == ALL_SOURCES - {8}

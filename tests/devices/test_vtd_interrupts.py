@@ -108,6 +108,14 @@ def test_handles_and_subhandles(r: Remapping) -> None:
     assert fault(r) == (0x21, 0, DEVICE), "beyond the largest table"
 
 
+def test_all_bits_of_an_index_are_recorded(r: Remapping) -> None:
+    on(r, size=15)
+    for index in (0x5A5A, 0xA5A5, 0xFFFF):
+        send(r, address(index))
+        assert fault(r) == (0x22, index, DEVICE)
+        r.clear_faults()
+
+
 @pytest.mark.parametrize(
     ("reason", "low", "high"),
     [
