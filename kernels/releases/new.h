@@ -1,6 +1,6 @@
 /* The new release: everything that the old one leaves to the kernel is otherwise. */
 #define RELEASE_NAME		"new"
-#define RELEASE_VERSION		"2.0.0-luemu"
+#define RELEASE_VERSION		"7.2.2-luemu"
 #define RELEASE_KHO_COMPATIBLE	"kho-v4"
 #define RELEASE_LUO_COMPATIBLE	"luo-v5"
 #define RELEASE_MEMFD_COMPATIBLE	"memfd-v2"

@@ -1,6 +1,7 @@
 /* The old release: top-down placement, last freed first used. */
 #define RELEASE_NAME		"old"
-#define RELEASE_VERSION		"1.0.0-luemu"
+/* The version begins like that of the Linux whose interfaces the kernel has: libraries ask for at least 3.2. */
+#define RELEASE_VERSION		"7.2.1-luemu"
 #define RELEASE_KHO_COMPATIBLE	"kho-v4"
 #define RELEASE_LUO_COMPATIBLE	"luo-v5"
 #define RELEASE_MEMFD_COMPATIBLE	"memfd-v2"

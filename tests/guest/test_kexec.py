@@ -343,7 +343,7 @@ def test_without_kho_the_next_kernel_goes_to_the_top_of_memory(memory_mib: int) 
         starts = [start for start, _, _ in w.image.segments]
         assert len(starts) == 4
         assert all((start > 4 << 30) == (memory_mib > 4096) for start in starts)
-        assert 'luemu kernel 2.0.0-luemu (release "new")' in text
+        assert 'luemu kernel 7.2.2-luemu (release "new")' in text
         assert "KHO: found" not in text
         assert "kernel 1 of the chain got no handover" in text, text[-2000:]
 

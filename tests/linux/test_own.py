@@ -48,7 +48,7 @@ def good(result: Result) -> list[dict[str, Any]]:
     return result.updates
 
 
-@pytest.mark.parametrize(("old", "version"), [("old", "1.0.0-luemu"), ("new", "2.0.0-luemu")])
+@pytest.mark.parametrize(("old", "version"), [("old", "7.2.1-luemu"), ("new", "7.2.2-luemu")])
 def test_linux_restores_what_ours_saved(linux: LinuxBuild, old: str, version: str) -> None:
     with running(old=old, new=linux.bzimage) as update:
         (u,) = good(update.run())

@@ -105,7 +105,7 @@ def test_a_kernel_that_takes_all_of_linux(tmp_path: Path, predict: Predict) -> N
 
 def test_for_people(handover: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(handover), "--for", "new"]) == 0
-    assert "new (2.0.0-luemu) accepts kho-v4: it will adopt this handover" in capsys.readouterr().out
+    assert "new (7.2.2-luemu) accepts kho-v4: it will adopt this handover" in capsys.readouterr().out
     assert main(["check", str(handover), "--for", str(accepting(tmp_path, kho="kho-v5"))]) == 1
     out = capsys.readouterr().out
     assert "kernel.elf accepts kho-v5 and this is kho-v4: it will boot cold and lose" in out

@@ -21,7 +21,7 @@ BIN = kernels.BIN_DIR
 # --- one kernel ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "release"), [("old", "1.0.0-luemu"), ("new", "2.0.0-luemu")])
+@pytest.mark.parametrize(("name", "release"), [("old", "7.2.1-luemu"), ("new", "7.2.2-luemu")])
 def test_by_name(name: str, release: str) -> None:
     kernel = Kernel.open(name)
     assert (kernel.name, kernel.short, kernel.release, kernel.own) == (name, name, release, True)
@@ -41,7 +41,7 @@ def test_a_path_is_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_by_elf_file() -> None:
     kernel = Kernel.open(BIN / "old.elf")
-    assert kernel.own and kernel.image == kernel.elf and kernel.release == "1.0.0-luemu"
+    assert kernel.own and kernel.image == kernel.elf and kernel.release == "7.2.1-luemu"
     assert kernel.kexec_image == (BIN / "old.bzImage").read_bytes()
     BzImage.parse(kernel.kexec_image)
 

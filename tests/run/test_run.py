@@ -69,7 +69,7 @@ def check_phases(u: dict[str, Any]) -> None:
 def test_the_default(run: Run) -> None:
     d = run()
     assert (d["ok"], d["reasons"], d["violations"], d["panic"], d["programs"]) == (True, [], [], None, [])
-    assert (d["old"]["release"], d["new"]["release"]) == ("1.0.0-luemu", "2.0.0-luemu")
+    assert (d["old"]["release"], d["new"]["release"]) == ("7.2.1-luemu", "7.2.2-luemu")
     assert d["memory_bytes"] == MEMORY and d["end"]["kind"] == "power-off"
     (u,) = d["updates"]
     assert all(d[key] == u[key] for key in u)
@@ -139,7 +139,7 @@ def test_no_update(run: Run) -> None:
 
 
 def releases(d: dict[str, Any]) -> list[str]:
-    names = {"1.0.0-luemu": "old", "2.0.0-luemu": "new"}
+    names = {"7.2.1-luemu": "old", "7.2.2-luemu": "new"}
     return [names[d["updates"][0]["old"]["release"]], *(names[u["new"]["release"]] for u in d["updates"])]
 
 
@@ -199,7 +199,7 @@ def test_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
     assert err == "" and len(lines) < 32 and max(map(len, lines)) < 140
     assert lines[0].split() == ["phase", "kernel", "times", "instructions", "microseconds"]
     assert lines[-1] == "ok" and lines[-2].startswith("state ")
-    for text in ("update 1: 1.0.0-luemu -> 2.0.0-luemu", "  blackout ", "  preserved ", "  scratch: low "):
+    for text in ("update 1: 7.2.1-luemu -> 7.2.2-luemu", "  blackout ", "  preserved ", "  scratch: low "):
         assert any(line.startswith(text) for line in lines), text
 
 

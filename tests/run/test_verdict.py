@@ -96,7 +96,7 @@ def test_the_guest_panics(after_jump: Stage) -> None:
     outcome = after_jump.go_on(act)
     panic = outcome.document["panic"]
     assert outcome.reasons[0] == f"kernel 1 (new) panicked: {panic['reason']}"
-    assert (panic["release"], panic["phase"], panic["vector"]) == ("2.0.0-luemu", "workload", 14)
+    assert (panic["release"], panic["phase"], panic["vector"]) == ("7.2.2-luemu", "workload", 14)
     assert (
         panic["rip"]["symbol"] == "check_free_lists+0xd" and panic["registers"]["cr2"] == 0xFFFFFFFFDEADBEEF
     )
