@@ -1,4 +1,4 @@
-"""Somebody who sits at the console of a run (`luemu run --interactive`) and types, when the prompt is there."""
+"""Somebody at the console of a run (`luemu run --interactive`), who types when the prompt is there."""
 
 from __future__ import annotations
 
