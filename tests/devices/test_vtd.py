@@ -21,6 +21,7 @@ from tests.devices.dma_rig import (
     IQA,
     IQH,
     IQT,
+    IRE,
     QIE,
     QUEUE,
     ROOT,
@@ -61,6 +62,16 @@ def test_capabilities_are_consistent(r: Remapping) -> None:
     assert not cap >> 5 & 3 and not cap >> 59 & 1, "no protected regions, no posted interrupts"
     assert (ecap >> 8 & 0x3FF) * 16 == 0x100, "IVA and IOTLB"
     assert [ecap >> bit & 1 for bit in (0, 1, 2, 3, 4, 6, 7, 43)] == [1, 1, 0, 1, 1, 1, 1, 0]
+
+
+def test_registers_at_power_on(r: Remapping) -> None:
+    """All 0, but what is offered, and that both events are masked."""
+    found = {at: r.r(at) for at in range(0, 0x1000, 4) if r.r(at)}
+    offered = {at: r.r(at) for at in (0x8, 0xC, 0x10, 0x14) if r.r(at)}
+    assert found == {0: 0x10, **offered, 0x38: 1 << 31, 0xA0: 1 << 31}
+    r.command(IRE)
+    assert r.unit.remap(DEVICE, 0xFEE00010, 0, 0) == (None, 0x22), "a table of two entries at 0"
+    assert r.unit.remap(DEVICE, 0xFEE00010 | 2 << 5, 0, 0) == (None, 0x21)
 
 
 def test_halves_of_wide_registers(r: Remapping) -> None:
@@ -166,6 +177,19 @@ def test_bit_7_means_nothing_in_a_page_of_4_kib(r: Remapping) -> None:
 def test_ignored_bits_of_a_page(r: Remapping, ignored: int) -> None:
     top = r.domain()
     r.map(top, 3, 0x5000, 0x80003 | ignored)
+    r.translate_on()
+    assert r.dma(0x5000, write=True) == 0x80000
+
+
+@pytest.mark.parametrize("bit", [2, 3, 4, 5, 6, 8, 9, 10, 52, 57, 61, 63])
+@pytest.mark.parametrize("level", [2, 3, 4])
+def test_ignored_bits_of_a_table(r: Remapping, level: int, bit: int) -> None:
+    top = r.domain(levels=4)
+    r.map(top, 4, 0x5000, 0x80003)
+    table = top
+    for _ in range(4 - level):
+        table = int.from_bytes(r.ram.get(table, 8), "little") & ~0xFFF
+    r.ram.put64(table, int.from_bytes(r.ram.get(table, 8), "little") | 1 << bit)
     r.translate_on()
     assert r.dma(0x5000, write=True) == 0x80000
 
@@ -775,6 +799,28 @@ def test_a_bad_descriptor_stops_the_queue(r: Remapping, low: int, high: int, inf
     assert (r.r(FSTS), r.r(0xB0, 8), r.r(IQH, 8)) == (0, 0, 48), "mended: it goes on"
     assert r.ram.get(STATUS, 8) == bytes((9, 0, 0, 0, 8, 0, 0, 0))
     assert pages(r) == ALL_PAGES and contexts(r) == ALL_SOURCES
+
+
+def test_a_queue_error_beside_a_pending_fault_is_no_new_event(r: Remapping) -> None:
+    simple(r)
+    arm_fault_event(r)
+    r.dma(0x100000)
+    assert len(r.bus.take()) == 1
+    r.queue_on()
+    r.submit(15)
+    assert r.bus.take() == [] and r.r(FSTS) == 0x12
+    r.w(FRCD + 12, 1 << 31)
+    r.dma(0x101000)
+    assert r.bus.take() == [], "nor is a fault beside a queue error"
+
+
+def test_a_write_of_one_half_keeps_the_other(r: Remapping) -> None:
+    for at in (0x20, 0x90, 0xB8, 0x100):
+        r.w(at, 0x0123_4567_89AB_C000, 8)
+        r.w(at, 0x7654_3000)
+        assert r.r(at, 8) == 0x0123_4567_7654_3000
+        r.w(at + 4, 0x0FED_CBA9)
+        assert r.r(at, 8) == 0x0FED_CBA9_7654_3000
 
 
 def test_a_tail_beyond_the_queue(r: Remapping) -> None:
