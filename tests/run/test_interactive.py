@@ -1,5 +1,6 @@
 """Runs with a shell on the console, Debian's static busybox, and an update by Debian's kexec, a dynamic
-program: nothing of that was made here."""
+program: nothing of that was made here.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ def test_the_end_of_input_ends_the_session() -> None:
 
 @pytest.mark.parametrize(("old", "new"), [("old", "new"), ("new", "old"), ("new", "new")])
 def test_kexec_from_kexec_tools_performs_the_update(old: str, new: str) -> None:
-    """Typed at the prompt: a dynamic program, with its loader and its libraries. The cache stays whole."""
+    """Typed at the prompt. It has its loader and libraries with it, and the cache is none the worse."""
     console = Typist.open(
         options(
             old, new=new, updates=1, before=["cache start 4M"], after=["cache check"], programs=["cache"],

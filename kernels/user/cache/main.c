@@ -6,6 +6,7 @@
  *	cache check		after it: the service starts again from what was preserved, a client compares all of it
  *				with what had been acknowledged
  *	cache serve SIZE	the service alone
+ *	cache serve INDEX STORE	the same, with the files of another one
  *	cache status		what the service says of itself
  *
  * Three parts that know of each other no more than they would in a data centre. The service keeps all it has in two
@@ -272,6 +273,15 @@ static int check(void)
 	return v.lost != 0 || v.corrupted != 0 || !v.last_write_survived;
 }
 
+static int serve_files(const char *index, const char *store)
+{
+	int index_fd = open(index, O_RDWR | O_CLOEXEC), store_fd = open(store, O_RDWR | O_CLOEXEC);
+
+	if (index_fd < 0 || store_fd < 0)
+		return fail("open index and store");
+	return serve(0, index_fd, store_fd);
+}
+
 static int status(void)
 {
 	static char bytes[4096];
@@ -313,10 +323,12 @@ int main(int argc, char **argv)
 		return start(size);
 	if (argc == 3 && strcmp(argv[1], "serve") == 0 && parse_size(argv[2], &size))
 		return serve(size, -1, -1);
+	if (argc == 4 && strcmp(argv[1], "serve") == 0)
+		return serve_files(argv[2], argv[3]);
 	if (argc == 2 && strcmp(argv[1], "check") == 0)
 		return check();
 	if (argc == 2 && strcmp(argv[1], "status") == 0)
 		return status();
-	fprintf(stderr, "usage: cache start SIZE | check | serve SIZE | status\n");
+	fprintf(stderr, "usage: cache start SIZE | check | serve SIZE | serve INDEX STORE | status\n");
 	return 2;
 }
