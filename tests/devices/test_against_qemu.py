@@ -25,8 +25,10 @@ Op = tuple[str, int] | tuple[str, int, int]
 class Qemu:
     """A stopped q35 that makes register accesses."""
 
-    def __init__(self) -> None:
-        command = [str(require("qemu-system-x86_64")), "-machine", "q35", "-accel", "tcg", "-S", "-m", "512"]
+    def __init__(self, *options: str, stopped: bool = True) -> None:
+        """Not ``stopped``, its time passes; ``options`` then say what its processor runs."""
+        command = [str(require("qemu-system-x86_64")), "-machine", "q35", "-accel", "tcg", "-m", "512"]
+        command += ["-S"] if stopped else []
         command += [
             "-qtest",
             "stdio",
@@ -38,7 +40,7 @@ class Qemu:
             "-serial",
             "null",
         ]
-        command += ["-rtc", "base=2026-01-01T00:00:00,clock=vm"]
+        command += ["-rtc", "base=2026-01-01T00:00:00,clock=vm", *options]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -51,7 +53,7 @@ class Qemu:
         for line in self.process.stdout:
             if line.startswith("OK"):
                 return int([*line.split(), "0"][1], 0)
-            if not line.startswith(("IRQ", "[")):
+            if not line.startswith(("IRQ", "[", "EDU")):  # what a device has to say comes on the same way
                 raise AssertionError(f"QEMU does not understand {words}: {line}")
         raise AssertionError("QEMU ended")
 

@@ -255,6 +255,10 @@ def test_the_other_way_in_reaches_behind_bridges(b: Board) -> None:
     bridged(b)
     b.bus.port_write(0xCF8, 4, 1 << 31 | 5 << 16, 0)
     assert b.bus.port_read(0xCFC, 4, 0) == 0x56781234
+    for bus, value in ((5, 0x55), (4, 0x44), (0x25, 0x77)):
+        b.bus.port_write(0xCF8, 4, 1 << 31 | bus << 16 | 0x3C, 0)
+        b.bus.port_write(0xCFC, 1, value, 0)
+    assert b.cfg(0x500, 0x3C, 1) == 0x55, "the other buses are not bus 5"
 
 
 def test_header_of_a_bridge(b: Board) -> None:
