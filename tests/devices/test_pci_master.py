@@ -261,6 +261,26 @@ def test_the_other_way_in_reaches_behind_bridges(b: Board) -> None:
     assert b.cfg(0x500, 0x3C, 1) == 0x55, "the other buses are not bus 5"
 
 
+def test_a_window_above_4_gib(b: Board) -> None:
+    bridge, made = bridged(b)
+    at = bridge.devfn
+    big = 0x12_3450_0000
+    made.add_bar(Bar(2, "mmio", 1 << 20, made._read, made._write, prefetchable=True, wide=True))
+    made.reset(0)
+    b.set(0x500, 4, 2, 2)
+    b.set(0x500, 0x18, big & 0xFFFFFFFF)
+    b.set(0x500, 0x1C, big >> 32)
+    assert b.read(big) == ONES
+    b.set(at, 0x28, 0x12)
+    b.set(at, 0x2C, 0x12)
+    b.set(at, 0x24, 0x3451_3451)
+    assert b.read(big) == 0
+    b.set(at, 0x2C, 0x11)
+    assert b.read(big) == ONES, "the limit is below"
+    b.set(at, 0x2C, 0x13)
+    assert b.read(big) == 0
+
+
 def test_header_of_a_bridge(b: Board) -> None:
     bridge, _ = bridged(b)
     at = bridge.devfn
