@@ -77,6 +77,7 @@ struct liveupdate_flb {
 	char compatible[LUO_COMPATIBLE_LENGTH];
 	struct list_head list;		/* LUO's own */
 	u32 users;			/* handlers */
+	bool initialized;		/* by whoever is the first to need it: maybe long before it is registered */
 	struct liveupdate_flb_state outgoing, incoming;
 };
 

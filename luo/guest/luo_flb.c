@@ -21,6 +21,19 @@ static u64 nr_flbs;
 static struct luo_flb_header_ser *outgoing;	/* one preserved page */
 static const struct luo_flb_header_ser *incoming;	/* believed when an flb asks for its record */
 
+static struct mutex init_lock = MUTEX_INIT(init_lock);
+
+static void init(struct liveupdate_flb *flb)
+{
+	mutex_lock(&init_lock);
+	if (!flb->initialized) {
+		mutex_init(&flb->outgoing.lock);
+		mutex_init(&flb->incoming.lock);
+		flb->initialized = true;
+	}
+	mutex_unlock(&init_lock);
+}
+
 static struct luo_flb_ser *records(const struct luo_flb_header_ser *h) { return (struct luo_flb_ser *)(h + 1); }
 
 int luo_flb_setup_outgoing(u64 *flbs_pa)
@@ -84,9 +97,8 @@ int liveupdate_register_flb(struct liveupdate_file_handler *h, struct liveupdate
 		return -ENOMEM;
 	link->flb = flb;
 	list_add_tail(&link->list, &h->flbs);
+	init(flb);
 	if (!flb->users++) {
-		mutex_init(&flb->outgoing.lock);
-		mutex_init(&flb->incoming.lock);
 		list_add_tail(&flb->list, &flbs);
 		nr_flbs++;
 	}
@@ -170,6 +182,7 @@ int liveupdate_flb_get_outgoing(struct liveupdate_flb *flb, void **obj)
 
 	if (!liveupdate_enabled())
 		return -EOPNOTSUPP;
+	init(flb);
 	mutex_lock(&s->lock);
 	if (!s->obj)
 		err = -ENOENT;
@@ -283,6 +296,7 @@ int liveupdate_flb_get_incoming(struct liveupdate_flb *flb, void **obj)
 
 	if (!liveupdate_enabled())
 		return -EOPNOTSUPP;
+	init(flb);
 	mutex_lock(&s->lock);
 	err = retrieve(flb);
 	if (!err)
