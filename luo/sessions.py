@@ -12,8 +12,12 @@ from kho.memory import WritableMemory
 from luo.abi import FILE, FILE_COMPATIBLE_SIZE, MEMFD_COMPATIBLE, SESSION, SESSION_NAME_SIZE
 from luo.flb import text
 from luo.memfd import Memfd, read_memfd
+from luo.testfile import TEST_COMPATIBLE, read_test_file
 
-HANDLERS: dict[str, Callable[[Handover, int, int], Memfd | None]] = {MEMFD_COMPATIBLE: read_memfd}
+HANDLERS: dict[str, Callable[[Handover, int, int], Memfd | None]] = {
+    MEMFD_COMPATIBLE: read_memfd,
+    TEST_COMPATIBLE: read_test_file,
+}
 """Decoders of file types by compatible string: (handover, data handle, owner) -> what the file is."""
 
 

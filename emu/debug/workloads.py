@@ -60,7 +60,7 @@ def workload(name: str, preserve: int | None = None) -> Workload:
     commands = {"many": ("many start", "many check"), "sparse": ("sparse start", "sparse check"),
                 "abort": ("abort start", "abort check")}  # fmt: skip
     before, after = commands[name]
-    return Workload(name, [before], [after], [name], cmdline="break=luo:3" if name == "abort" else "")
+    return Workload(name, [before], [after], [name], cmdline="luo_test=file" if name == "abort" else "")
 
 
 def _cache(name: str, store: int) -> Workload:

@@ -9,5 +9,3 @@
 
 /* Is this class to be broken? *n becomes N, default 0. n may be NULL. */
 bool breaks(const char *class, u64 *n);
-/* Is number `n` of this class to be broken, and was it not yet? *done remembers. */
-bool breaks_once(const char *class, u64 n, bool *done);

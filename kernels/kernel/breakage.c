@@ -8,11 +8,6 @@
  *	tree, treenode		leaf N is lost; is said to be where the root is		kho/guest/test_break.c
  *	scratch			area N in the array of the kexec segment is another	kho/guest/test_break.c
  *	digest			the digest of the segments is another			kernel/kexec_file.c
- *
- * and one with which nothing may fail that was not asked for:
- *
- *	luo			the file with token N refuses once to be frozen,	luo/guest/luo_file.c
- *				and once to be finished					luo/guest/luo_incoming.c
  */
 #include "breakage.h"
 #include "errno.h"
@@ -34,20 +29,10 @@ bool breaks(const char *class, u64 *n)
 	return true;
 }
 
-bool breaks_once(const char *class, u64 wanted, bool *done)
-{
-	u64 n;
-
-	if (*done || !breaks(class, &n) || n != wanted)
-		return false;
-	*done = true;
-	return true;
-}
-
 static bool is_known(const char *class)
 {
 	static const char *const names[] = {
-		"vmalloc", "vmallocpage", "reserve_mem", "blob", "node", "tree", "treenode", "scratch", "digest", "luo",
+		"vmalloc", "vmallocpage", "reserve_mem", "blob", "node", "tree", "treenode", "scratch", "digest",
 	};
 	char name[CLASS_MAX];
 

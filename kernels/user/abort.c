@@ -6,8 +6,8 @@
  *	abort check	in the new one: sessions that are finished without a look at them, whose file refuses to be
  *			finished, that are closed, that nobody asks for
  *
- * One line for each, "ok", "not ok" or "skipped"; the status is 0 if none is "not ok". A file refuses where the kernel
- * is told so: `break=luo:3`, of the project's kernels, the file with token 3. Linux cannot be told.
+ * One line for each, "ok", "not ok" or "skipped"; the status is 0 if none is "not ok". A file that refuses is one of
+ * /dev/luo_test, which the project's kernels have with `luo_test=file`. Linux has none.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -32,7 +32,8 @@
 #include "luo.h"
 #include "plan.h"
 
-#define REFUSING	3	/* the token of `break=luo:3` */
+#define REFUSING	3	/* token of the file that refuses, */
+#define VALUE		"7"	/* and what it is preserved with */
 #define PAGE		4096
 #define GENERATION	" luemu.generation=1"
 
@@ -95,15 +96,15 @@ static bool is_free(int fd)
 	return ftruncate(fd, 2 * PAGE) == 0 && ftruncate(fd, PAGE) == 0;
 }
 
-static bool told_to_refuse(void)
+/* A file that does as it is told, or -1. */
+static int test_file(void)
 {
-	char cmdline[4096] = "";
-	int fd = open("/proc/cmdline", O_RDONLY | O_CLOEXEC);
-	ssize_t n = fd < 0 ? -1 : read(fd, cmdline, sizeof(cmdline) - 1);
+	return open("/dev/luo_test", O_RDWR | O_CLOEXEC);
+}
 
-	if (fd >= 0)
-		close(fd);
-	return n > 0 && strstr(cmdline, "break=luo:3") != NULL;
+static bool tell(int fd, const char *order)
+{
+	return write(fd, order, strlen(order)) == (ssize_t)strlen(order);
 }
 
 /* ---- the old kernel ---- */
@@ -196,12 +197,14 @@ static int load(void)
 
 static void freeze_refused(int device, int session, int fd)
 {
-	int other;
+	int refusing = luo_create(device, "refuses"), file = test_file(), other;
 
-	if (!told_to_refuse()) {
-		result("skipped", "a file refuses to be frozen: the kernel is not told break=luo:3");
+	if (file < 0) {
+		result("skipped", "a file refuses to be frozen: there is no /dev/luo_test");
 		return;
 	}
+	ok(tell(file, "value " VALUE) && luo_preserve(refusing, file, REFUSING) == 0 && tell(file, "freeze -5"),
+	   "a file that will refuse");
 	if (!ok(load() == 0, "the next kernel is loaded"))
 		return;
 	refused(reboot(LINUX_REBOOT_CMD_KEXEC), EIO, "a file refuses to be frozen: the reboot fails");
@@ -216,7 +219,7 @@ static void freeze_refused(int device, int session, int fd)
 
 static int start(void)
 {
-	int device = luo_open(), session, refusing, fd, other;
+	int device = luo_open(), session, fd;
 
 	if (!ok(device >= 0, "the agent opens " LUO_DEVICE))
 		return 1;
@@ -228,16 +231,13 @@ static int start(void)
 	fd = make('n');
 	ok(luo_preserve(session, fd, 1) == 0, "something to hand over");
 	no_image(session, fd);
-	refusing = luo_create(device, "refuses");
-	other = make('r');
-	ok(luo_preserve(refusing, other, REFUSING) == 0, "a file that may refuse");
 	freeze_refused(device, session, fd);
 	for (int i = 0; i < 3; i++) {
 		static const char *const names[] = { "not looked at", "closed", "forgotten" };
 
-		refusing = luo_create(device, names[i]);
-		other = make((char)('0' + i));
-		ok(refusing >= 0 && luo_preserve(refusing, other, 1) == 0, names[i]);
+		int one = luo_create(device, names[i]), file = make((char)('0' + i));
+
+		ok(one >= 0 && luo_preserve(one, file, 1) == 0, names[i]);
 	}
 	close(device);
 	if (fork() == 0)
@@ -250,23 +250,26 @@ static int start(void)
 
 static void finish_refused(int device)
 {
-	int session = luo_retrieve(device, "refuses"), fd;
+	int session = luo_retrieve(device, "refuses"), orders = test_file(), fd;
+	char value[8] = "";
 
 	ok(session >= 0, "the session whose file may refuse");
-	if (told_to_refuse()) {
-		refused(luo_finish(session), EBUSY, "a file refuses to be finished");
-		fd = luo_retrieve_fd(session, REFUSING);
-		ok(fd >= 0 && holds(fd, 'r'), "nothing has changed: it can be retrieved");
+	if (orders < 0) {
+		result("skipped", "a file refuses to be finished: there is no /dev/luo_test");
 	} else {
-		result("skipped", "a file refuses to be finished: the kernel is not told break=luo:3");
+		ok(tell(orders, "can_finish 0"), "a file that will refuse");
+		refused(luo_finish(session), EBUSY, "it refuses to be finished");
 		fd = luo_retrieve_fd(session, REFUSING);
+		ok(fd >= 0 && read(fd, value, sizeof(value) - 1) == 1 && strcmp(value, VALUE) == 0,
+		   "nothing has changed: it can be retrieved");
+		ok(tell(orders, "can_finish 1"), "it refuses no longer");
+		close(fd);
 	}
 	ok(luo_finish(session) == 0, "it is finished");
 	ok(luo_finish(session) == 0, "and again, which does nothing");
 	refused(luo_retrieve_fd(session, REFUSING), ENOENT, "a finished session has no files");
-	ok(is_free(fd) && holds(fd, 'r'), "the file is one like any other");
 	close(session);
-	close(fd);
+	close(orders);
 }
 
 static int check(void)

@@ -5,7 +5,6 @@
  */
 #define pr_fmt(fmt) "luo: " fmt
 #include "luo_internal.h"
-#include "breakage.h"
 #include "panic.h"
 #include "printk.h"
 #include "sdt.h"
@@ -177,12 +176,9 @@ static void unfreeze_until(struct luo_file_set *set, struct luo_file *end)
 static int freeze_one(struct luo_file *lf, struct luo_file_ser *ser)
 {
 	struct liveupdate_file_args args = luo_file_args(lf);
-	static bool refused;
 	int err = 0;
 
-	if (breaks_once("luo", lf->token, &refused))	/* break: a file cannot be frozen */
-		err = -EIO;
-	else if (lf->handler->ops->freeze)
+	if (lf->handler->ops->freeze)
 		err = lf->handler->ops->freeze(&args);
 	if (err < 0) {
 		pr_warn("Freeze failed for token[%#lx] handler[%s] err[%d]\n", lf->token, lf->handler->compatible, err);

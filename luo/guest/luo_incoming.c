@@ -7,7 +7,6 @@
  */
 #define pr_fmt(fmt) "luo: " fmt
 #include "luo_internal.h"
-#include "breakage.h"
 #include "panic.h"
 #include "printk.h"
 #include "sdt.h"
@@ -144,10 +143,7 @@ int luo_retrieve_file(struct luo_file_set *set, u64 token, struct file **file)
 static bool can_finish(struct luo_file *lf)
 {
 	struct liveupdate_file_args args = luo_file_args(lf);
-	static bool refused;
 
-	if (breaks_once("luo", lf->token, &refused))	/* break: a file cannot be finished */
-		return false;
 	return lf->owner.refused || !lf->handler->ops->can_finish || lf->handler->ops->can_finish(&args);
 }
 

@@ -306,17 +306,17 @@ def test_every_way_in_which_an_update_fails(run: Run, old: str, new: str) -> Non
     d = run("--workload", "abort", "--old", old, "--new", new, "--memory", "256M")
     assert (d["ok"], d["reasons"], d["violations"]) == (True, [], [])
     lines = outputs(d).splitlines()
-    assert len(lines) == 44 and all(line.startswith("ok: ") for line in lines), lines
+    assert len(lines) > 40 and all(line.startswith("ok: ") for line in lines), lines
     assert "INV-22" in d["checked"], "a serialization failed, and everything was as before"
 
 
-def test_abort_without_a_kernel_that_refuses(run: Run) -> None:
+def test_abort_on_a_kernel_without_files_that_refuse(run: Run) -> None:
     """What cannot be tried is said to be skipped."""
     d = run("--file", "kernels/bin/abort:/bin/abort", "--before", "abort start", "--after", "abort check")
     assert d["ok"] is True
     assert [line for line in outputs(d).splitlines() if not line.startswith("ok: ")] == [
-        "skipped: a file refuses to be frozen: the kernel is not told break=luo:3",
-        "skipped: a file refuses to be finished: the kernel is not told break=luo:3",
+        "skipped: a file refuses to be frozen: there is no /dev/luo_test",
+        "skipped: a file refuses to be finished: there is no /dev/luo_test",
     ]
 
 
