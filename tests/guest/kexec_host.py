@@ -13,7 +13,7 @@ from kernels import build
 FLAGS = (
     "-target", "x86_64-linux-gnu.2.17", "-mcpu=x86_64", "-O1", "-g0", "-std=gnu17", "-fPIC", "-shared",
     *build.NO_SANITIZER, *build.WARNINGS, *build.REPRODUCIBLE,
-    "-iquote", "kernels/include", "-iquote", "kho/guest", "-iquote", "tests/guest",
+    "-iquote", "kernels/include", "-iquote", "kho/guest", "-iquote", "luo/guest", "-iquote", "tests/guest",
     '-DRELEASE_HEADER="hosted_release.h"',
 )  # fmt: skip
 HOSTED = build.Target(
@@ -24,7 +24,10 @@ HOSTED = build.Target(
         "kernels/kernel/shutdown.c", "kernels/arch/machine_kexec.c", "kernels/arch/relocate.S",
         "kernels/lib/sha256.c", build.PURGATORY_BYTES,
     ),
-    inputs=("kernels/include/*.h", "kho/guest/*.h", "kernels/purgatory/*.h", "tests/guest/hosted_release.h"),
+    inputs=(
+        "kernels/include/*.h", "kho/guest/*.h", "luo/guest/*.h", "kernels/purgatory/*.h",
+        "tests/guest/hosted_release.h",
+    ),
     flags=FLAGS,
     needs=("purgatory",),
 )  # fmt: skip
