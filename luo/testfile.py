@@ -1,4 +1,4 @@
-"""Files of /dev/luo_test of the project's kernels (luo/guest/luo_test.c): one preserved page with a number."""
+"""Files of /dev/luo_test in the project's kernels (luo/guest/luo_test.c): a preserved page with a number."""
 
 from __future__ import annotations
 

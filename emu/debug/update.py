@@ -762,7 +762,7 @@ class Update:
             reasons=reasons,
             stop=stop,
             state_hash=self.machine.state_hash(),
-            memory_bytes=o.memory,
+            memory_bytes=self.machine.memory.size,
             phases=phases,
             updates=[self._update(i) for i in range(len(jumps))],
             programs=[

@@ -52,7 +52,7 @@ def test_kexec_from_kexec_tools_performs_the_update(old: str, new: str) -> None:
     assert console.say("cat /sys/kernel/kexec_loaded") == "1\n"
     console.type("kexec -e")
     console.wait("KHO: found kexec handover data.")
-    assert re.search(r"KHO: exec from: [12]\.0\.0-luemu \(count 1\)", console.wait("count 1)"))
+    assert re.search(r"KHO: exec from: \S+-luemu \(count 1\)", console.wait("count 1)"))
     console.wait("/ # ")
     assert console.say("cat /proc/cmdline").endswith("luemu.generation=1\n")
     console.type("exit")
