@@ -274,12 +274,12 @@ static bool split(struct mapping *m, struct folio *f)
 	folio_get(f);			/* it outlives its removal */
 	mapping_remove(m, f);
 	f->page.flags &= ~(PG_HEAD | PG_UPTODATE | PG_DIRTY);
-	f->page.order = 0;
 	for (u64 i = 1; i < pages; i++) {
 		struct page *p = &f->page + i;
 
 		p->flags &= ~PG_TAIL;
 		p->private = 0;
+		p->order = 0;
 	}
 	split_page(&f->page, order);
 	for (u64 i = 0; i < pages; i++) {
