@@ -225,7 +225,8 @@ def _put_initrd(m: Machine, initrd: bytes, top: int, floor: int) -> int:
     at = (top - len(initrd)) & ~(PAGE - 1)
     if at < floor:
         raise ConfigError(
-            f"an initramfs of {len(initrd) / 2**20:.1f} MiB does not fit below {top:#x}: more memory is needed"
+            f"an initramfs of {len(initrd) / 2**20:.1f} MiB does not fit below {top:#x}: "
+            "more memory is needed"
         )
     m.memory.write(at, initrd, by="loader")
     return at

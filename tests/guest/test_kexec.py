@@ -375,29 +375,29 @@ def linux() -> dict[str, bytes]:
         absent("the reference Linux", "make test-linux builds it")
         raise AssertionError("unreachable")
     init = build_all(project_root(), ["init"])["init"]
-    return {"/boot/linux": found.bzimage.read_bytes(), "/init": init.read_bytes()}
+    return {"/boot/linux": found.bzimage.read_bytes(), "/boot/init": init.read_bytes()}
 
 
 @pytest.mark.linux
 @pytest.mark.parametrize("release", RELEASES)
 def test_linux_is_started_with_our_handover(release: str, linux: dict[str, bytes]) -> None:
-    line = "/boot/linux console=ttyS0 kho=on panic=-1"
+    line = "/boot/linux console=ttyS0 kho=on panic=-1 rdinit=/boot/init"
     options = "console=ttyS0 kho=on kho_scratch=16M,0,128M"
     with watched(release, chain(line, files=linux), options, memory_mib=512) as w:
         text = w.run()
         assert w.entered is not None, text[-2000:]
         assert "KHO: found kexec handover data." in text
-        assert re.search(r"KHO: exec from: \d\.0\.0-luemu \(count 1\)", text)
+        assert re.search(r"KHO: exec from: 7\.2\.\d-luemu \(count 1\)", text)
         assert "Linux version 7.2.13" in text
         assert "reboot: Power down" in text
 
 
 @pytest.mark.linux
 def test_linux_above_4_gib_without_kho(linux: dict[str, bytes]) -> None:
-    lines = chain("/boot/linux console=ttyS0 panic=-1", files=linux)
+    lines = chain("/boot/linux console=ttyS0 panic=-1 rdinit=/boot/init", files=linux)
     with watched("new", lines, "console=ttyS0", memory_mib=5120) as w:
         text = w.run()
         assert w.entered is not None and w.image is not None, text[-2000:]
         assert w.image.kernel is not None and w.image.kernel > 4 << 30
         assert "KHO: found" not in text
-        assert "Run /init as init process" in text
+        assert "Run /boot/init as init process" in text
