@@ -3,6 +3,11 @@
 A kernel takes versions that match exactly and no others (KHO and LUO promise no compatibility): a root FDT
 of another version makes it boot cold, and LUO state of another version is lost with all sessions. What it
 accepts is read from its ELF file.
+
+How a refusal shows depends on whose kernel it is. The project's lose as little as possible: files of another
+version are refused one by one (EIO), LUO state of another version makes /dev/liveupdate refuse to be opened.
+Linux 7.2 panics at LUO state of another version, and one file that it has no handler for makes it refuse
+the device, and with it every session.
 """
 
 from __future__ import annotations
@@ -25,6 +30,13 @@ from luo.abi import MEMFD_COMPATIBLE
 from luo.state import Luo
 
 _PREFIX = b"kho-v"
+BOOTS_COLD = "it boots cold, as if nothing had been handed over"
+_LUO_REFUSED = {True: "/dev/liveupdate cannot be opened (EIO)", False: "it panics in early boot"}
+_FILE_REFUSED = {
+    True: "EIO when it is retrieved",
+    False: "/dev/liveupdate cannot be opened (EIO), so that no session can be retrieved",
+}
+"""By whether the kernel is one of the project's."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,14 @@ class Lost:
 
     what: str
     bytes: int | None
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Something that the next kernel finds and does not take, and how that shows."""
+
+    what: str
+    reaction: str
 
 
 @dataclass
@@ -44,6 +64,9 @@ class Prediction:
     accepts: dict[str, tuple[str, ...]]
     written: dict[str, str] = field(default_factory=dict)
     adopts: bool = True
+    accepted: list[str] = field(default_factory=list)
+    """sessions that will be there, with all or some of their files"""
+    refused: list[Refused] = field(default_factory=list)
     lost: list[Lost] = field(default_factory=list)
 
     @property
@@ -59,6 +82,8 @@ class Prediction:
             "accepts": {kind: list(versions) for kind, versions in self.accepts.items()},
             "written": self.written,
             "adopts": self.adopts,
+            "accepted": self.accepted,
+            "refused": [{"what": item.what, "reaction": item.reaction} for item in self.refused],
             "lost": [{"what": item.what, "bytes": item.bytes} for item in self.lost],
         }
 
@@ -77,6 +102,10 @@ class Prediction:
             lines = tree.add(paint("red", message))
         for item in self.lost:
             lines.add(clean(item.what) + ("" if item.bytes is None else f": {size(item.bytes)}"))
+        for refused in self.refused:
+            tree.add(f"it will refuse {clean(refused.what)}: {refused.reaction}")
+        if self.accepted and self.lost:
+            tree.add(f"it will have {clean(', '.join(self.accepted))}")
 
 
 def accepted(kernel: Kernel) -> Prediction:
@@ -97,6 +126,7 @@ def predict(kernel: Kernel, handover: Handover) -> Prediction:
         found.written["luo"] = luo.compatible
     found.adopts = handover.compatible in found.accepts["kho"]
     if not found.adopts:
+        found.refused.append(Refused(f"the handover, of version {handover.compatible}", BOOTS_COLD))
         if handover.tree_is_whole:
             what = amount(sum(1 << o for o in handover.preserved.order.tolist()), "page")
             found.lost.append(Lost(f"all memory that is preserved, {what}", handover.preserved.bytes))
@@ -104,16 +134,24 @@ def predict(kernel: Kernel, handover: Handover) -> Prediction:
         found.lost += _sessions(luo)
         return found
     if luo is not None and luo.compatible not in found.accepts.get("luo", ()):
+        found.refused.append(Refused(f"LUO state of version {luo.compatible}", _LUO_REFUSED[kernel.own]))
         found.lost += _sessions(luo) or [Lost(f"LUO state of version {luo.compatible}", None)]
     elif luo is not None:
-        found.lost += [
-            Lost(f'file {file.token:#x} of session "{session.name}", of version {file.compatible}',
-                 None if file.memfd is None else file.memfd.size)
-            for session in luo.sessions
-            for file in session.files
-            if not _takes_file(found, file.compatible)
-        ]  # fmt: skip
+        _predict_files(found, luo, kernel.own)
     return found
+
+
+def _predict_files(found: Prediction, luo: Luo, own: bool) -> None:
+    unknown = [(s, f) for s in luo.sessions for f in s.files if not _takes_file(found, f.compatible)]
+    for session, file in unknown:
+        what = f'file {file.token:#x} of session "{session.name}", of version {file.compatible}'
+        found.refused.append(Refused(what, _FILE_REFUSED[own]))
+        if own:
+            found.lost.append(Lost(what, None if file.memfd is None else file.memfd.size))
+    if unknown and not own:
+        found.lost += _sessions(luo)
+    else:
+        found.accepted += [f'session "{session.name}"' for session in luo.sessions]
 
 
 def _takes_file(found: Prediction, compatible: str) -> bool:
@@ -147,6 +185,7 @@ def predict_unknown(kernel: Kernel, memory: PhysicalMemory, fdt: int | None) -> 
     found.written["kho"] = ", ".join(versions) or ", ".join(root.compatible()) or "nothing"
     found.adopts = any(version in found.accepts["kho"] for version in root.compatible())
     if not found.adopts:
+        found.refused.append(Refused(f"the handover, of version {found.written['kho']}", BOOTS_COLD))
         found.lost.append(Lost("all memory that is preserved", None))
         for node in root.children:
             try:

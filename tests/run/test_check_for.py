@@ -87,15 +87,22 @@ def test_sessions_are_lost_with_luo_of_another_version(tmp_path: Path, predict: 
         'session "alpha", 2 files', 'session "beta", 0 files', 'session "gamma", 3 files',
     ]  # fmt: skip
     assert d["lost"][0]["bytes"] == 4 * 4096
+    assert d["refused"] == [
+        {"what": "LUO state of version luo-v5", "reaction": "it panics in early boot"}
+    ] and d["accepted"] == []  # fmt: skip
 
 
 def test_files_are_lost_with_memfds_of_another_version(tmp_path: Path, predict: Predict) -> None:
     d = predict(LINUX_IMAGE, accepting(tmp_path, kho="kho-v4", luo="luo-v5", memfd="memfd-v3"), 1)[
         "prediction"
     ]
-    assert d["adopts"] is True and len(d["lost"]) == 5
-    assert d["lost"][0]["what"] == 'file 0x1 of session "alpha", of version memfd-v2'
-    assert d["lost"][0]["bytes"] == 4096
+    assert d["adopts"] is True and len(d["refused"]) == 5 and d["accepted"] == []
+    assert d["refused"][0]["what"] == 'file 0x1 of session "alpha", of version memfd-v2'
+    assert "so that no session can be retrieved" in d["refused"][0]["reaction"]
+    # a kernel that is not the project's: one file that it does not know costs it all sessions
+    assert [item["what"] for item in d["lost"]] == [
+        'session "alpha", 2 files', 'session "beta", 0 files', 'session "gamma", 3 files',
+    ]  # fmt: skip
 
 
 def test_a_kernel_that_takes_all_of_linux(tmp_path: Path, predict: Predict) -> None:
@@ -162,3 +169,91 @@ def test_a_handover_of_an_unknown_version(
         lost = {item["what"] for item in d["prediction"]["lost"]}
         assert {"all memory that is preserved", "sub-tree kho_test", "sub-tree memblock"} <= lost
         assert predict(image, skew, 0)["prediction"]["adopts"] is True
+
+
+# --- releases that differ in nothing but their version of LUO or of memfds -----------------------------
+
+CACHE_RUN = ("run", "--workload", "cache", "--preserve", "4M", "--memory", "256M")
+
+
+def update_and_predict(
+    old: str | Path, new: str | Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(prediction for the handover at J, what then happened) of an update under the cache."""
+    image = tmp_path / "j.raw"
+    words = ["--old", str(old), "--new", str(new), "--dump", f"J={image}", "--json"]
+    happened = main([*CACHE_RUN, *words])
+    run = json.loads(capsys.readouterr().out)
+    assert happened == (0 if run["ok"] else 1)
+    status = main(["check", "--json", str(image), "--for", str(new)])
+    document = json.loads(capsys.readouterr().out)
+    assert status == (0 if document["ok"] else 1)
+    prediction: dict[str, Any] = document["prediction"]
+    return prediction, run
+
+
+def said(run: dict[str, Any]) -> str:
+    return "".join(p["output"] for p in run["programs"] if p["when"] == "after")
+
+
+@pytest.mark.parametrize(("old", "new"), [("old", "new"), ("new", "old")])
+def test_what_is_accepted_is_there(
+    old: str, new: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prediction, run = update_and_predict(old, new, tmp_path, capsys)
+    assert prediction["accepted"] == ['session "cache"', 'session "cache-client"']
+    assert prediction["refused"] == prediction["lost"] == []
+    assert run["ok"] is True and run["cache"]["lost"] == 0
+
+
+def test_luo_of_another_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prediction, run = update_and_predict("old", skewed("luo-v6"), tmp_path, capsys)
+    assert prediction["adopts"] is True and prediction["accepted"] == []
+    assert prediction["refused"] == [
+        {"what": "LUO state of version luo-v5", "reaction": "/dev/liveupdate cannot be opened (EIO)"}
+    ]
+    assert [item["what"] for item in prediction["lost"]] == [
+        'session "cache", 2 files', 'session "cache-client", 1 file',
+    ]  # fmt: skip
+    assert run["ok"] is False and run["cache"] is None
+    assert "cache: /dev/liveupdate: I/O error" in said(run)
+
+
+def test_memfds_of_another_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prediction, run = update_and_predict("new", skewed("memfd-v3", "old"), tmp_path, capsys)
+    assert prediction["accepted"] == ['session "cache"', 'session "cache-client"']
+    assert {item["reaction"] for item in prediction["refused"]} == {"EIO when it is retrieved"}
+    assert [item["what"] for item in prediction["lost"]] == [
+        'file 0x1 of session "cache", of version memfd-v2',
+        'file 0x2 of session "cache", of version memfd-v2',
+        'file 0x3 of session "cache-client", of version memfd-v2',
+    ]
+    assert prediction["lost"][0]["bytes"] == 4 << 20
+    assert run["ok"] is False and "cache: retrieve a file: I/O error" in said(run)
+
+
+@pytest.mark.parametrize("version", ["luo-v6", "memfd-v3"])
+def test_what_a_later_release_hands_over(
+    version: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To a kernel that does not know it, and to its like."""
+    image = skewed(version)
+    prediction, run = update_and_predict(image, "old", tmp_path, capsys)
+    assert prediction["written"]["luo"] == (version if version.startswith("luo") else "luo-v5")
+    assert len(prediction["refused"]) == (1 if version.startswith("luo") else 3)
+    assert prediction["lost"] and run["ok"] is False and "I/O error" in said(run)
+    prediction, run = update_and_predict(image, image, tmp_path, capsys)
+    assert prediction["refused"] == [] == prediction["lost"]
+    assert run["cache"] is not None and run["cache"]["lost"] == 0, "they understand each other"
+
+
+def test_a_prediction_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = tmp_path / "j.raw"
+    assert main([*CACHE_RUN, "--json", "--dump", f"J={image}"]) == 0
+    capsys.readouterr()
+    assert main(["check", str(image), "--for", str(skewed("memfd-v3", "old"))]) == 1
+    out = capsys.readouterr().out
+    assert "it will adopt this handover, but lose" in out
+    assert 'file 0x1 of session "cache", of version memfd-v2: 4 MiB' in out
+    assert 'it will refuse file 0x1 of session "cache", of version memfd-v2: EIO when it is retrieved' in out
+    assert 'it will have session "cache", session "cache-client"' in out
