@@ -66,7 +66,7 @@ def test_the_others_on_any_pair(linux: LinuxBuild, name: str, pair: tuple[str, s
     good(result)
     if name == "abort":
         skipped = [line for p in result.programs for line in p["output"].splitlines() if "skipped" in line]
-        assert len(skipped) == pair.count("linux"), "a Linux has no file that refuses"
+        assert len(skipped) == (2 if pair[0] == "linux" else 1), "a Linux has no file that refuses"
 
 
 @pytest.mark.parametrize("pair", [("linux", "linux"), ("linux", "new"), ("old", "linux")], ids="-".join)
