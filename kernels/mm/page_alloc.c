@@ -276,6 +276,7 @@ void free_block(struct page *page, unsigned int order)
 	}
 	page->flags = 0;
 	page->private = 0;
+	page->order = 0;	/* merged with its lower buddy it is the head of nothing */
 	if (mm_junk)
 		memset(page_address(page), JUNK_FREED, PAGE_SIZE << order);
 	for (u64 i = 0; i < 1UL << order; i += 1UL << part) {
