@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from emu.debug import guest
+from emu.debug.guest import UnknownLayout
 from emu.debug.release import Kernel
-from emu.debug.view import UnknownLayout, View
+from emu.debug.view import View
 from emu.machine import Machine
 
 MAGIC = 0x4850415449504521

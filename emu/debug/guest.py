@@ -9,8 +9,9 @@ from __future__ import annotations
 import capstone
 
 from emu.debug.symbols import Symbols
-from emu.errors import AddressError
+from emu.errors import AddressError, EmuError
 from emu.machine import Machine
+from emu.memory import PAGE
 
 _ADDRESS = 0x000F_FFFF_FFFF_F000
 
@@ -62,6 +63,54 @@ def read(m: Machine, address: int, size: int) -> bytes:
         address += piece
         size -= piece
     return out
+
+
+class UnknownLayout(EmuError):
+    """A structure of the kernel is not where or what it must be."""
+
+    kind = "unknown-layout"
+
+
+class KernelMemory:
+    """The virtual memory of a stopped kernel: make a new one whenever it has run on.
+
+    ``cr3`` points to its tables, None: those of the processor. Each page is looked up once. Methods raise
+    UnknownLayout.
+    """
+
+    def __init__(self, machine: Machine, cr3: int | None) -> None:
+        self.machine = machine
+        self._cr3 = cr3
+        self._pages: dict[int, int] = {}
+
+    def phys(self, address: int) -> int:
+        """Physical address of a virtual one."""
+        page, offset = divmod(address, PAGE)
+        found = self._pages.get(page)
+        if found is None:
+            try:
+                found = translate(self.machine, address - offset, self._cr3)
+            except NotMapped as e:
+                raise UnknownLayout(f"{address:#x} has no physical address: {e.message}") from None
+            self._pages[page] = found
+        return found + offset
+
+    def read(self, address: int, size: int) -> bytes:
+        """Bytes at a virtual address."""
+        out = b""
+        while size:
+            piece = min(size, PAGE - address % PAGE)
+            try:
+                out += self.machine.memory.read(self.phys(address), piece).tobytes()
+            except AddressError as e:
+                raise UnknownLayout(f"{address:#x} cannot be read: {e.message}") from None
+            address += piece
+            size -= piece
+        return out
+
+    def number(self, address: int, size: int = 8) -> int:
+        """The unsigned number at a virtual address."""
+        return int.from_bytes(self.read(address, size), "little")
 
 
 def u64(m: Machine, address: int) -> int:

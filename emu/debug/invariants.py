@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emu.debug.guest import UnknownLayout
 from emu.debug.linux import (
     MIGRATE_CMA,
     PIN,
@@ -28,7 +29,6 @@ from emu.debug.linux import (
     Linux,
     LuoFile,
     LuoSession,
-    UnknownLayout,
 )
 from emu.debug.struct_pages import StructPages
 from emu.debug.symbols import Symbols

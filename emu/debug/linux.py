@@ -14,10 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from emu.debug import guest
+from emu.debug.guest import KernelMemory, UnknownLayout
 from emu.debug.struct_pages import StructPages
 from emu.debug.symbols import Symbols
-from emu.errors import AddressError, EmuError
 from emu.machine import Machine
 from kho.abi import PAGE_SIZE, RESTORE_MAGIC
 from kho.check import PageStates
@@ -50,12 +49,6 @@ _FILE_SET = 88
 _LUO_FILE = ((64, 80), (72, 88))
 """struct luo_file: fh, file, serialized_data, private_data, retrieve_status, mutex, list, token. Where the
 last two are depends on the size of a mutex."""
-
-
-class UnknownLayout(EmuError):
-    """A structure of the kernel is not where or what this knows it to be."""
-
-    kind = "unknown-layout"
 
 
 @dataclass(frozen=True)
@@ -95,7 +88,7 @@ class LuoSession:
     files: list[LuoFile]
 
 
-class Linux:
+class Linux(KernelMemory):
     """A running Linux, stopped: make a new one whenever it has run on.
 
     All methods raise UnknownLayout where something is not as it must be.
@@ -103,12 +96,11 @@ class Linux:
 
     def __init__(self, machine: Machine, symbols: Symbols, registers: dict[str, int] | None = None) -> None:
         """``registers`` are the CPU's, from whoever has them already."""
-        self.machine = machine
-        self.symbols = symbols
-        self._pages: dict[int, int] = {}
         if registers is None or "cr3" not in registers:
             registers = machine.cpus[0].registers()
-        self._cr3 = registers["cr3"] if registers["cr0"] >> 31 and registers["efer"] & 0x400 else None
+        paging = registers["cr0"] >> 31 and registers["efer"] & 0x400
+        super().__init__(machine, registers["cr3"] if paging else None)
+        self.symbols = symbols
 
     # ---- memory --------------------------------------------------------------------------------
 
@@ -119,41 +111,12 @@ class Linux:
             raise UnknownLayout(f"the symbols have no {name}")
         return address
 
-    def read(self, address: int, size: int) -> bytes:
-        """Bytes at a virtual address."""
-        out = b""
-        while size:
-            piece = min(size, PAGE_SIZE - address % PAGE_SIZE)
-            try:
-                out += self.machine.memory.read(self.phys(address), piece).tobytes()
-            except AddressError as e:
-                raise UnknownLayout(f"{address:#x} cannot be read: {e.message}") from None
-            address += piece
-            size -= piece
-        return out
-
-    def number(self, address: int, size: int = 8) -> int:
-        """The unsigned number at a virtual address."""
-        return int.from_bytes(self.read(address, size), "little")
-
     def pointer(self, address: int) -> int:
         """The pointer to kernel memory at a virtual address."""
         value = self.number(address)
         if value < KERNEL_SPACE or value % 8:
             raise UnknownLayout(f"{value:#x} at {address:#x} is no pointer to a structure of the kernel")
         return value
-
-    def phys(self, address: int) -> int:
-        """Physical address of a virtual one."""
-        page, offset = divmod(address, PAGE_SIZE)
-        found = self._pages.get(page)
-        if found is None:
-            try:
-                found = guest.translate(self.machine, address - offset, self._cr3)
-            except guest.NotMapped as e:
-                raise UnknownLayout(f"{address:#x} has no physical address: {e.message}") from None
-            self._pages[page] = found
-        return found + offset
 
     def where(self, address: int) -> int | None:
         """Physical address of a virtual one for a message, None if there is none."""

@@ -19,12 +19,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from emu.debug import guest
+from emu.debug.guest import UnknownLayout
 from emu.debug.own_luo import EVENTS, FUNCTIONS, Call, LuoChecker
 from emu.debug.own_luo import OBSERVED as OBSERVED_OF_LUO
 from emu.debug.release import Kernel
 from emu.debug.sdt import Probe
 from emu.debug.struct_pages import StructPages
-from emu.debug.view import PG_BUDDY, PG_RESERVED, RSRV_NOINIT, UnknownLayout, View, took_handover
+from emu.debug.view import PG_BUDDY, PG_RESERVED, RSRV_NOINIT, View, took_handover
 from emu.errors import AddressError, ImageError
 from emu.machine import Machine, Snapshot
 from kho.abi import METADATA, PAGE_SIZE, RESTORE_MAGIC

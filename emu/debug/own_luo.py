@@ -18,7 +18,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from emu.debug.view import PG_PINNED, UnknownLayout, View
+from emu.debug.guest import UnknownLayout
+from emu.debug.view import PG_PINNED, View
 from emu.machine import Machine
 from kho.abi import PAGE_SIZE
 from kho.handover import Handover

@@ -25,9 +25,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from emu.debug import guest
+from emu.debug.guest import UnknownLayout
 from emu.debug.release import Kernel
 from emu.debug.threads import Threads
-from emu.debug.view import UnknownLayout, took_handover
+from emu.debug.view import took_handover
 from emu.machine import Machine
 
 NAMES = {

@@ -24,6 +24,7 @@ import kernels
 from emu.boot import Boot, BzImage
 from emu.debug import epitaph, guest, kexec
 from emu.debug.chain import INIT, Chain
+from emu.debug.guest import UnknownLayout
 from emu.debug.incoming import Incoming
 from emu.debug.inspect import _describe_session as describe_session
 from emu.debug.invariants import RuntimeChecker
@@ -31,7 +32,7 @@ from emu.debug.own import OwnChecker
 from emu.debug.phases import PhaseObserver, Record
 from emu.debug.release import Kernel
 from emu.debug.symbols import Symbols
-from emu.debug.view import UnknownLayout, View
+from emu.debug.view import View
 from emu.debug.workloads import CacheReport, Ledger, together
 from emu.errors import ConfigError, EmuError, ImageError
 from emu.files import is_regular, read_file

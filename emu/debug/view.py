@@ -13,11 +13,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from emu.debug import guest
+from emu.debug.guest import KernelMemory, UnknownLayout
 from emu.debug.layout import Structure
 from emu.debug.release import Kernel
 from emu.debug.struct_pages import StructPages
-from emu.errors import AddressError, EmuError, ImageError
+from emu.errors import AddressError, ImageError
 from emu.machine import Machine
 from emu.memory import PAGE
 from kho.abi import RESTORE_MAGIC
@@ -33,12 +33,6 @@ SCRATCH_MAX = 4096
 _PRESENT, _WRITABLE, _LARGE = 1, 2, 0x80
 _ADDRESS = 0x000F_FFFF_FFFF_F000
 _RUN_PAGES_MAX = 4096
-
-
-class UnknownLayout(EmuError):
-    """The kernel's memory is not as its debug information says it must be."""
-
-    kind = "unknown-layout"
 
 
 @dataclass(frozen=True)
@@ -68,7 +62,7 @@ class Regions:
         return np.asarray((at >= 0) & (high <= self.end[np.maximum(at, 0)]), np.bool_)
 
 
-class View:
+class View(KernelMemory):
     """A stopped machine that runs a kernel of the project: make a new one whenever it has run on.
 
     Methods raise UnknownLayout.
@@ -76,10 +70,9 @@ class View:
 
     def __init__(self, machine: Machine, kernel: Kernel, registers: dict[str, int] | None = None) -> None:
         """``registers`` are the CPU's, from whoever has them already."""
-        self.machine = machine
-        self.kernel = kernel
         self.registers = machine.cpus[0].registers() if registers is None else registers
-        self._pages: dict[int, int] = {}
+        super().__init__(machine, self.registers["cr3"])
+        self.kernel = kernel
 
     # ---- memory --------------------------------------------------------------------------------
 
@@ -96,35 +89,6 @@ class View:
             return self.kernel.layouts.struct(name)
         except ImageError as e:
             raise UnknownLayout(str(e)) from None
-
-    def phys(self, address: int) -> int:
-        """Physical address of a virtual one."""
-        page, offset = divmod(address, PAGE)
-        found = self._pages.get(page)
-        if found is None:
-            try:
-                found = guest.translate(self.machine, address - offset, self.registers["cr3"])
-            except guest.NotMapped as e:
-                raise UnknownLayout(f"{address:#x} has no physical address: {e.message}") from None
-            self._pages[page] = found
-        return found + offset
-
-    def read(self, address: int, size: int) -> bytes:
-        """Bytes at a virtual address."""
-        out = b""
-        while size:
-            piece = min(size, PAGE - address % PAGE)
-            try:
-                out += self.machine.memory.read(self.phys(address), piece).tobytes()
-            except AddressError as e:
-                raise UnknownLayout(f"{address:#x} cannot be read: {e.message}") from None
-            address += piece
-            size -= piece
-        return out
-
-    def number(self, address: int, size: int = 8) -> int:
-        """The unsigned number at a virtual address."""
-        return int.from_bytes(self.read(address, size), "little")
 
     def variable(self, name: str, size: int = 8) -> int:
         """Value of a variable."""
@@ -352,4 +316,4 @@ def _signed(values: Words, size: int, member: str) -> NDArray[np.int64]:
     return values.view(np.int64)
 
 
-__all__ = ["Regions", "UnknownLayout", "View", "took_handover"]
+__all__ = ["Regions", "View", "took_handover"]
