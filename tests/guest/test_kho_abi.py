@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-from typing import Any
-
 import pytest
-from elftools.elf.elffile import ELFFile
 
 from emu.debug.layout import Layouts
 from kernels import build
 from kho import abi
+from tests.guest.abi_contract import Contract
 
 ROOT = build.project_root()
 HEADER = ROOT / "kho" / "guest" / "abi.h"
@@ -62,55 +58,18 @@ TEXTS = {
 }
 
 
-@pytest.fixture(scope="module", params=["old", "new"])
-def elf(request: pytest.FixtureRequest) -> Path:
-    return build.build_all(ROOT, [f"kernel-{request.param}"])[f"kernel-{request.param}"]
+CONTRACT = Contract(
+    HEADER, "kho_abi", MEMBERS, SIZES, CONSTANTS, TEXTS, {"kho_compatible": abi.KHO_COMPATIBLE}
+)
 
 
-@pytest.fixture(scope="module")
-def layouts(elf: Path) -> Layouts:
-    return Layouts.read(elf)
+@pytest.mark.parametrize("release", ["old", "new"])
+def test_the_release_says_the_same(release: str) -> None:
+    CONTRACT.check_image(build.build_all(ROOT, [f"kernel-{release}"])[f"kernel-{release}"])
 
 
-@pytest.mark.parametrize("name", MEMBERS)
-def test_structures(layouts: Layouts, name: str) -> None:
-    structure = layouts.struct(name)
-    assert structure.size == SIZES[name]
-    assert {m: (v.offset, v.size) for m, v in structure.members.items()} == MEMBERS[name]
-
-
-@pytest.mark.parametrize("name", CONSTANTS)
-def test_constants(layouts: Layouts, name: str) -> None:
-    assert layouts.constant(name) == CONSTANTS[name]
-
-
-def test_every_number_of_the_header_is_compared() -> None:
-    text = HEADER.read_text()
-    enumeration = text[text.index("enum kho_abi") : text.index("};", text.index("enum kho_abi"))]
-    names = re.findall(r"^\s*([A-Z][A-Z0-9_]+) =", enumeration, re.MULTILINE)
-    assert sorted(names) == sorted(CONSTANTS)
-    assert not re.findall(r"#define\s+\w+\s+(?:0x[0-9a-f]+|\d+)\s*$", text, re.MULTILINE), (
-        "a number that is no enumerator"
-    )
-
-
-def test_every_structure_of_the_header_is_compared() -> None:
-    assert sorted(re.findall(r"^struct (\w+) \{", HEADER.read_text(), re.MULTILINE)) == sorted(MEMBERS)
-
-
-def test_texts() -> None:
-    found = dict(re.findall(r'^#define\s+(\w+)\s+"([^"]*)"', HEADER.read_text(), re.MULTILINE))
-    assert found == TEXTS
-
-
-def test_compatible_string_is_in_the_image(elf: Path) -> None:
-    with elf.open("rb") as f:
-        file = ELFFile(f)
-        symbols: Any = file.get_section_by_name(".symtab")
-        symbol = symbols.get_symbol_by_name("kho_compatible")[0]
-        section = file.get_section(symbol["st_shndx"])
-        at = symbol["st_value"] - section["sh_addr"]
-        assert section.data()[at : at + symbol["st_size"]] == abi.KHO_COMPATIBLE.encode() + b"\0"
+def test_all_of_the_header_is_compared() -> None:
+    CONTRACT.check_header()
 
 
 def test_releases_differ_where_the_format_does_not_say() -> None:
