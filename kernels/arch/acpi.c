@@ -70,6 +70,7 @@ struct acpi_info acpi;
 
 static const struct acpi_header *tables[TABLES_MAX];
 static unsigned int nr_tables;
+static bool tables_found;
 
 bool acpi_checksum_ok(const void *p, u64 size)
 {
@@ -349,15 +350,25 @@ static void read_hpet(void)
 		acpi.hpet = get_unaligned_u64(p + 44);
 }
 
-void acpi_init(void)
+void acpi_find_tables(void)
 {
-	static const char used[][5] = { "FACP", "APIC", "HPET", "MCFG" };
-	const struct acpi_rsdp *rsdp = find_rsdp();
+	const struct acpi_rsdp *rsdp;
 
+	if (tables_found)
+		return;
+	tables_found = true;
+	rsdp = find_rsdp();
 	if (rsdp)
 		read_root(rsdp);
 	else
 		pr_err("no RSDP found\n");
+}
+
+void acpi_init(void)
+{
+	static const char used[][5] = { "FACP", "APIC", "HPET", "MCFG" };
+
+	acpi_find_tables();
 	for (unsigned int i = 0; i < ARRAY_SIZE(used); i++)
 		pr_info("%s %s\n", used[i], acpi_table(used[i]) ? "found" : "missing");
 	read_madt();

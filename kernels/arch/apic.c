@@ -10,6 +10,7 @@
 #include "apic.h"
 #include "acpi.h"
 #include "cpu.h"
+#include "iommu.h"
 #include "page.h"
 #include "panic.h"
 #include "printk.h"
@@ -61,7 +62,7 @@ static volatile u8 *registers;	/* NULL in x2APIC mode */
 
 static struct io_apic {
 	volatile u8 *registers;
-	u32 gsi_base, pins;
+	u32 id, gsi_base, pins;
 } io_apics[IO_APIC_MAX];
 static unsigned int nr_io_apics;
 static spinlock_t io_apic_lock = SPINLOCK_INIT;	/* index and data belong together */
@@ -89,7 +90,7 @@ bool apic_in_service(u8 vector)
 	return apic_read(APIC_ISR + 0x10 * (vector / 32)) >> (vector % 32) & 1;
 }
 
-static u32 apic_id(void)
+u32 local_apic_id(void)
 {
 	return registers ? apic_read(APIC_ID) >> 24 : apic_read(APIC_ID);
 }
@@ -97,10 +98,10 @@ static u32 apic_id(void)
 void apic_send_nmi(void)
 {
 	if (registers) {
-		apic_write(APIC_ICR_HIGH, apic_id() << 24);
+		apic_write(APIC_ICR_HIGH, local_apic_id() << 24);
 		apic_write(APIC_ICR, ICR_NMI | ICR_ASSERT);
 	} else {
-		wrmsr(MSR_X2APIC + (APIC_ICR >> 4), (u64)apic_id() << 32 | ICR_NMI | ICR_ASSERT);
+		wrmsr(MSR_X2APIC + (APIC_ICR >> 4), (u64)local_apic_id() << 32 | ICR_NMI | ICR_ASSERT);
 	}
 }
 
@@ -236,6 +237,7 @@ void io_apic_init(void)
 			pr_err("I/O APIC %u does not answer, ignored\n", i);
 			continue;
 		}
+		a->id = acpi.io_apic[i].id;
 		a->gsi_base = acpi.io_apic[i].gsi_base;
 		a->pins = (version >> 16 & 0xff) + 1;
 		nr_io_apics++;
@@ -260,13 +262,17 @@ bool io_apic_has_gsi(unsigned int gsi)
 void io_apic_route(unsigned int gsi, u8 vector, bool level, bool active_low)
 {
 	const struct io_apic *a = io_apic_of(gsi);
-	u64 flags = spin_lock_irqsave(&io_apic_lock);
 	u32 pin = gsi - a->gsi_base;
+	u64 entry = irq_io_apic_entry(a->id, pin, vector, level), flags;
+
+	if (!entry)
+		entry = (u64)local_apic_id() << 56 | vector;
+	flags = spin_lock_irqsave(&io_apic_lock);
 
 	mask_pin(a, pin);
-	io_apic_write(a, IO_APIC_ENTRY(pin) + 1, apic_id() << 24);
+	io_apic_write(a, IO_APIC_ENTRY(pin) + 1, (u32)(entry >> 32));
 	io_apic_write(a, IO_APIC_ENTRY(pin),
-		      vector | (level ? ENTRY_LEVEL : 0) | (active_low ? ENTRY_ACTIVE_LOW : 0));
+		      (u32)entry | (level ? ENTRY_LEVEL : 0) | (active_low ? ENTRY_ACTIVE_LOW : 0));
 	spin_unlock_irqrestore(&io_apic_lock, flags);
 }
 

@@ -12,6 +12,7 @@
 #include "apic.h"
 #include "cpu.h"
 #include "errno.h"
+#include "iommu.h"
 #include "printk.h"
 #include "sched.h"
 #include "task.h"
@@ -115,6 +116,8 @@ static void handle_vector(u8 vector)
 {
 	if (vector == VECTOR_TIMER) {
 		timer_interrupt();
+	} else if (vector == VECTOR_REMAPPING) {
+		iommu_fault();
 	} else if (vector >= VECTOR_GSI_BASE && vector <= VECTOR_GSI_MAX) {
 		unsigned int gsi = vector - VECTOR_GSI_BASE;
 		irq_handler_t handler = READ_ONCE(actions[gsi].handler);

@@ -9,6 +9,7 @@
 #include "console.h"
 #include "cpu.h"
 #include "hpet.h"
+#include "iommu.h"
 #include "printk.h"
 
 #define PM1_SLP_TYP(x)	((x) << 10 & 0x1c00)
@@ -78,4 +79,5 @@ void machine_shutdown(void)
 	io_apic_mask_all();
 	local_apic_off();
 	hpet_off();
+	iommu_shutdown();
 }

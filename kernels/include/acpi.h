@@ -32,6 +32,8 @@ struct acpi_info {
 };
 extern struct acpi_info acpi;
 
+void acpi_find_tables(void);		/* once; works before memory is given out, too */
+
 /* Pure functions, tested on the host too: the byte sum is 0; the \_S5_ package. */
 bool acpi_checksum_ok(const void *p, u64 size);
 bool acpi_find_s5(const u8 *aml, u64 size, u8 *type_a, u8 *type_b);

@@ -5,6 +5,7 @@
 void local_apic_init(void);	/* quiet and enabled, whatever state it was found in */
 void local_apic_off(void);
 void apic_eoi(void);
+u32 local_apic_id(void);
 bool apic_in_service(u8 vector);
 void apic_send_nmi(void);	/* to this processor */
 /* Timer of the local APIC at 1/16 of its clock. count 0 stops it. */

@@ -33,6 +33,7 @@
 #define PG_TAIL		(1U << 3)	/* page->private is the head's struct page */
 #define PG_SLAB		(1U << 4)	/* page->slab */
 #define PG_KMALLOC	(1U << 5)	/* head of a block that kmalloc() took from the page allocator */
+#define PG_DMA		(1U << 6)	/* head of a preserved block that a device reaches: see kho/guest/restore.c */
 
 struct slab;
 

@@ -2,6 +2,7 @@
 #include "arch.h"
 #include "console.h"
 #include "init.h"
+#include "iommu.h"
 #include "page.h"
 #include "panic.h"
 #include "printk.h"
@@ -69,6 +70,7 @@ _Noreturn void start_kernel(void)
 	set_phase("start of threads and devices");
 	sched_init();
 	acpi_init();
+	iommu_init();
 	interrupts_init();
 	time_init();
 	local_irq_enable();

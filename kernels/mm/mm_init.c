@@ -1,6 +1,7 @@
 /* From memblock to working kmalloc() and vmalloc(), and what is said about it. */
 #include "arch.h"
 #include "internal.h"
+#include "iommu.h"
 #include "kho.h"
 #include "printk.h"
 
@@ -42,6 +43,7 @@ void mm_core_init(void)
 	print_memory_ranges();
 	vmemmap_init();
 	kho_memory_init();
+	iommu_early_init();
 	memblock_free_all();
 	kmem_cache_init();
 	vmalloc_init();

@@ -19,6 +19,9 @@ bool kho_is_enabled(void)
 	return kho_enable;
 }
 
+/* Even if what was handed over turned out to be of no use. */
+bool kho_was_handed_over(void) { return kho_in.scratch != 0; }
+
 bool is_kho_boot(void)
 {
 	return kho_in.fdt != 0;

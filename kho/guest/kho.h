@@ -17,6 +17,7 @@ struct kexec_buf;
 
 bool kho_is_enabled(void);
 bool is_kho_boot(void);
+bool kho_was_handed_over(void);			/* by a KHO kexec, whatever became of it */
 
 /* ---- start-up ---- */
 void kho_populate(phys_addr_t fdt, u64 fdt_len, phys_addr_t scratch, u64 scratch_len);

@@ -72,6 +72,9 @@ struct folio *kho_restore_folio(phys_addr_t phys)
 	if (WARN_ON_ONCE(!take_stamp(claim(phys), 1UL << MAX_PAGE_ORDER, &order)))
 		return NULL;
 	prep_compound_page(page, order);
+	/* A device writes to it: the device's file has a reference, until it is finished, whatever becomes of others. */
+	if (page->flags & PG_DMA)
+		page->refcount++;
 	account(phys, order);
 	return (struct folio *)page;
 }

@@ -7,6 +7,8 @@
  */
 #define pr_fmt(fmt) "luo: " fmt
 #include "luo_internal.h"
+#include "luo_devices.h"
+#include "../../kho/guest/kho_internal.h"
 #include "panic.h"
 #include "printk.h"
 #include "string.h"
@@ -70,6 +72,32 @@ void luo_flb_setup_incoming(u64 flbs_pa)
 		pr_err("%lu shared objects on %lu pages: they are refused\n", h->count, h->pgcnt);
 	else
 		incoming = h;
+}
+
+bool luo_flb_peek(const char *compatible, u64 *data)
+{
+	const struct luo_flb_header_ser *h;
+	const struct luo_ser *ser;
+	unsigned int order;
+	u64 phys, size;
+	int node;
+
+	if (!kho_in_fdt())
+		return false;
+	node = fdt_subnode(kho_in_fdt(), FDT_ROOT, LUO_KHO_NODE_NAME);
+	if (node < 0 || !kho_subtree_blob(node, &phys, &size) || size < sizeof(*ser))
+		return false;
+	ser = phys_to_virt(phys);
+	if (memcmp(ser->compatible, LUO_COMPATIBLE, min(sizeof(LUO_COMPATIBLE), sizeof(ser->compatible))) ||
+	    !ser->flbs_pa || !kho_is_preserved(claim(ser->flbs_pa), &order) || order)
+		return false;
+	h = phys_to_virt(ser->flbs_pa);
+	for (u64 i = 0; h->pgcnt == LUO_FLB_PGCNT && h->count <= LUO_FLB_MAX && i < h->count; i++)
+		if (!strncmp(records(h)[i].name, compatible, LUO_COMPATIBLE_LENGTH)) {
+			*data = records(h)[i].data;
+			return true;
+		}
+	return false;
 }
 
 int liveupdate_register_flb(struct liveupdate_file_handler *h, struct liveupdate_flb *flb)

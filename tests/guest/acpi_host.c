@@ -96,6 +96,7 @@ void host_run(u64 rsdp, u16 smi, bool works)
 {
 	memset(&acpi, 0, sizeof(acpi));
 	nr_tables = 0;
+	tables_found = false;
 	text_used = 0;
 	text[0] = 0;
 	pm1_control = 0;
