@@ -24,16 +24,9 @@ def _entry(m: Machine, at: int) -> int:
     return int.from_bytes(m.memory.read(at, 8).tobytes(), "little")
 
 
-def translate(m: Machine, address: int, cr3: int | None = None) -> int:
-    """Physical address of a virtual one by the CPU's current tables, or those of 64-bit paging that ``cr3``
+def lookup(m: Machine, address: int, cr3: int) -> tuple[int, int]:
+    """(physical address, table entry that says so) of a virtual one by the 64-bit paging that ``cr3``
     points to. Raises NotMapped."""
-    if cr3 is None:
-        registers = m.cpus[0].registers()
-        if not registers["cr0"] >> 31:
-            return address
-        if not registers["efer"] & 0x400:
-            raise NotMapped("only 64-bit paging can be looked through", f"{address:#x}")
-        cr3 = registers["cr3"]
     if (address + (1 << 47)) >> 48 not in (0, 1 << 16):
         raise NotMapped("is not canonical", f"{address:#x}")
     table = cr3 & _ADDRESS
@@ -44,10 +37,23 @@ def translate(m: Machine, address: int, cr3: int | None = None) -> int:
                 raise NotMapped("is not mapped", f"{address:#x}")
             table = entry & _ADDRESS
             if shift == 12 or (shift < 39 and entry & 0x80):
-                return (table & ~((1 << shift) - 1)) | (address & ((1 << shift) - 1))
+                return (table & ~((1 << shift) - 1)) | (address & ((1 << shift) - 1)), entry
     except AddressError as e:
         raise NotMapped(f"has page tables outside RAM ({e})", f"{address:#x}") from None
     raise AssertionError("unreachable")
+
+
+def translate(m: Machine, address: int, cr3: int | None = None) -> int:
+    """Physical address of a virtual one by the CPU's current tables, or those of 64-bit paging that ``cr3``
+    points to. Raises NotMapped."""
+    if cr3 is None:
+        registers = m.cpus[0].registers()
+        if not registers["cr0"] >> 31:
+            return address
+        if not registers["efer"] & 0x400:
+            raise NotMapped("only 64-bit paging can be looked through", f"{address:#x}")
+        cr3 = registers["cr3"]
+    return lookup(m, address, cr3)[0]
 
 
 def read(m: Machine, address: int, size: int) -> bytes:

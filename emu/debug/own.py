@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from emu.debug import guest
+from emu.debug.dmacheck import Reference
 from emu.debug.guest import UnknownLayout
 from emu.debug.own_luo import EVENTS, FUNCTIONS, Call, LuoChecker
 from emu.debug.own_luo import OBSERVED as OBSERVED_OF_LUO
@@ -121,6 +122,8 @@ class OwnChecker:
         """(generation, ok) of each `kernel:verdict`"""
         self.left: dict[int, dict[str, int]] = {}
         """blocks that each generation was handed and should have restored and did not, by owner"""
+        self.reference: Callable[[], Reference | None] = lambda: None
+        """gives what preserved memory has to be where devices write to it"""
         self.before_free: Callable[[], None] | None = None
         """called when a kernel has adopted memory and is about to free the rest"""
         self._reports: dict[int, Report] = {}
@@ -334,8 +337,8 @@ class OwnChecker:
             message = f"the next kexec count is {metadata.kexec_count}, not {expected}"
             self.violate("INV-39", when, message, phys, sender)
 
-    def _differs(self, then: Snapshot, phys: int) -> bool:
-        """Whether a page is not what it was in a snapshot."""
+    def _differs(self, then: Snapshot | Reference, phys: int) -> bool:
+        """Whether a page is not what it was in a snapshot, or what it has to be."""
         memory = self.machine.memory
         old = then.page(memory.offset(phys, PAGE_SIZE) // PAGE_SIZE)
         now = memory.read(phys, PAGE_SIZE)
@@ -504,8 +507,9 @@ class OwnChecker:
     def _check_contents(self, received: Handed, phys: int, size: int) -> None:
         """INV-26: a block is what it was at J when it is restored."""
         with self.checking("INV-26"):
+            then = self.reference() or received.snapshot
             for page in range(phys, phys + size, PAGE_SIZE):
-                if page not in received.metadata and self._differs(received.snapshot, page):
+                if page not in received.metadata and self._differs(then, page):
                     message = "a preserved page is not what it was at J when it is restored"
                     self.violate("INV-26", "run", message, page)
 

@@ -24,6 +24,7 @@ import kernels
 from emu.boot import Boot, BzImage
 from emu.debug import epitaph, guest, kexec
 from emu.debug.chain import INIT, Chain
+from emu.debug.dmacheck import DmaWatch, Reference
 from emu.debug.guest import UnknownLayout
 from emu.debug.incoming import Incoming
 from emu.debug.inspect import _describe_session as describe_session
@@ -86,9 +87,10 @@ class Options:
     raw: bool = False
     strict_memory: bool = False
     max_instructions: int = MAX_INSTRUCTIONS
+    devices: Sequence[str] = ()
+    """what the machine has beyond a plain PC (docs/devices.md)"""
     at: Sequence[tuple[str, str, Path]] = ()
     """(what, when, file): what is "save" or "dump", when a moment, phase id or instruction number"""
-
 
     @property
     def commands(self) -> bool:
@@ -107,9 +109,12 @@ class Options:
 
 
 class SnapshotMemory:
-    """RAM as it was at a snapshot, for the decoders. ``changed`` limits what a comparison looks at."""
+    """RAM as it was at a snapshot, or has to be since (`Reference`), for the decoders. ``changed`` limits
+    what a comparison looks at."""
 
-    def __init__(self, machine: Machine, snapshot: Snapshot, changed: list[int] | None = None) -> None:
+    def __init__(
+        self, machine: Machine, snapshot: Snapshot | Reference, changed: list[int] | None = None
+    ) -> None:
         self._machine = machine
         self._snapshot = snapshot
         self.changed = changed
@@ -288,7 +293,7 @@ class Update:
         self.symbols = [kernel.symbols for kernel in self.chain.kernels]
         self.incoming = Incoming.open(o.incoming) if o.incoming is not None else None
         memory = o.memory if self.incoming is None else self.incoming.size
-        self.machine = Machine(memory, strict_memory=o.strict_memory)
+        self.machine = Machine(memory, strict_memory=o.strict_memory, devices=o.devices)
         self.transcript = Transcript()
         self.reader = RecordReader()
         self.record_error: RecordError | None = None
@@ -305,6 +310,7 @@ class Update:
         """set when the machine stopped before `run` was called (an interactive session)"""
         self.checker: RuntimeChecker | None = None
         self.own: OwnChecker | None = None
+        self.dma: DmaWatch | None = None
         self._handed_over: Handover | None = None
         self.observer: PhaseObserver | None = None
         self._jumping = False
@@ -314,6 +320,8 @@ class Update:
         """what was found of a kernel that is not updated"""
         if not o.raw:
             kernels = self.chain.kernels
+            if self.machine.platform.extras:
+                self.dma = DmaWatch(self.machine, kernels)
             if self.chain.linux and self.incoming is None:
                 seen = [None if kernel.own else kernel.symbols for kernel in kernels]
                 self.checker = RuntimeChecker(self.machine, seen)
@@ -321,6 +329,7 @@ class Update:
             if self.chain.own:
                 self.own = OwnChecker(self.machine, kernels)
                 self.own.before_free = self._examine_before_free
+                self.own.reference = lambda: self.dma.reference if self.dma is not None else None
                 self.machine.memory.observers.append(self._host_writes_memory)
             if self.incoming is not None:
                 self._receive(self.incoming)
@@ -438,6 +447,12 @@ class Update:
         elif when == "P12" and self.examined:
             self._passed_on = self._read_passed_on(m)
         handover = self._handed_over if when == "J" else None
+        if self.dma is not None and when not in ("J", "K", "F"):
+            self.dma.phase(when)
+        elif self.dma is not None and when == "J":
+            found = self.examined[-1]
+            image = [(s.phys, s.phys + s.size) for s in found.segments or ()]
+            self.dma.moment("J", handover, found.snapshot, image)
         if self.own is not None and when in ("J", "K", "F"):
             self.own.moment(when, handover, self.examined[-1].snapshot if when == "J" else None)
         if when in ("K", "F") and self.examined:
@@ -445,6 +460,9 @@ class Update:
                 self._refused(generation)
             else:
                 self._examine_again(m, when)
+        if self.dma is not None and when in ("K", "F"):
+            own = self.own if self.chain.kernel(generation).own else None
+            self.dma.moment(when, adopted=own is None or own.adopted)
         if self.checker is not None and when in ("J", "K", "F"):
             self.checker.moment(when, generation, handover)
         if when in ("J", "F"):
@@ -619,7 +637,7 @@ class Update:
             return
         changed = m.memory.dirty()
         now_memory = ChangedMemory(m, changed)
-        then_memory = SnapshotMemory(m, found.snapshot, changed)
+        then_memory = SnapshotMemory(m, self._reference(found.snapshot), changed)
         try:
             before = Handover.read(then_memory, found.fdt, scratch=found.scratch, search=False)
             if when == "K":
@@ -639,6 +657,11 @@ class Update:
                 report.checked = ["INV-26"]
             found.take(report)
             contents = _contents_of(m, before)
+            if self.dma is not None and self.dma.reference is not None and self.dma.reference.written:
+                whole = SnapshotMemory(m, self.dma.reference)
+                found.contents = _contents(
+                    Handover.read(whole, found.fdt, scratch=found.scratch, search=False)
+                )
         except KhoError as e:
             found.unreadable(e, when)
             self.failure.append(f"the handover cannot be read at {when}: {e}")
@@ -647,8 +670,18 @@ class Update:
         for name, digest in found.contents.items():
             if contents.get(name) != digest:
                 found.violations.append(
-                    Violation("INV-26", when, f"the contents of {name} are not what they were at J", None)
+                    Violation("INV-26", when, f"the contents of {name} are not {self._what_they_were}", None)
                 )
+
+    def _reference(self, snapshot: Snapshot) -> Snapshot | Reference:
+        """What preserved memory has to be now: as at J, and what devices wrote since by right."""
+        reference = self.dma.reference if self.dma is not None else None
+        return snapshot if reference is None else reference
+
+    @property
+    def _what_they_were(self) -> str:
+        written = self.dma is not None and self.dma.reference is not None and self.dma.reference.written
+        return "what they were at J and devices wrote since" if written else "what they were at J"
 
     def _examine_before_free(self) -> None:
         """INV-30, 26 and 49 up to the last moment at which memory outside scratch is nobody's."""
@@ -656,7 +689,7 @@ class Update:
         if found is None or not found.fdt or found.snapshot is None:
             return
         changed = self.machine.memory.dirty()
-        then = SnapshotMemory(self.machine, found.snapshot, changed)
+        then = SnapshotMemory(self.machine, self._reference(found.snapshot), changed)
         now = ChangedMemory(self.machine, changed)
         try:
             before = Handover.read(then, found.fdt, scratch=found.scratch, search=False)
@@ -750,6 +783,7 @@ class Update:
         if violations:
             first = violations[0]
             reasons.append(f"{len(violations)} violation(s); the first: {first.id}: {first.message}")
+        reasons += self._dma_reasons()
         if self._host_writes:
             phys, size, by = self._host_writes[0]
             reasons.append(f"the host wrote to memory between J and F: {size} bytes at {phys:#x} ({by})")
@@ -777,6 +811,11 @@ class Update:
             panic=died[1] if died is not None else None,
             cache=together([r for r in self._cache_reports().values() if r is not None]),
         )  # fmt: skip
+
+    def _dma_reasons(self) -> list[str]:
+        found = self.dma.violations if self.dma is not None else []
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        return [f"DMA: {found[0]}{more}"] if found else []
 
     def _guest_reasons(self, jumps: int) -> list[str]:
         """What the guest itself says against the run."""

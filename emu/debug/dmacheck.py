@@ -1,0 +1,592 @@
+"""Every DMA transaction of a run as an event, and whether the device had a right to it: `DmaWatch`.
+
+An event is a record of 48 bytes (`EVENT`): who, by which address, where in memory, when, in which kernel and
+phase, and who owned the page at that moment. A request that crosses into memory of another owner is several.
+
+The right to write needs no guest's word. It rests on two things that the host reads for itself:
+
+* the remapping tables as they are in memory now, walked without any cache: a write that they do not grant
+  went through an entry that should have been invalidated, or past a unit that was switched off;
+* the owner of the page (`emu.debug.owners`): from the jump until the new kernel has freed memory only
+  preserved pages may be written to; at any other time no page that is free, of the kernel's image, scratch,
+  or a table of the remapping unit. A mapping that the new kernel has inherited reaches preserved pages only.
+
+From the freeze until the new kernel begins to finish a request that is refused is a violation as well: a
+device that is preserved loses data, and one that is not should have been silenced. The masters at the jump
+are looked at even if they do nothing: what their tables reach must be preserved.
+
+`Reference` is what preserved memory has to be after the jump: as it was then, and what was granted since.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from emu.debug.owners import NOBODY, OWNERS, PRESERVED, SCRATCH, TABLES, Owners, Words, getter
+from emu.debug.phases import NAMES
+from emu.debug.release import Kernel
+from emu.devices import vtd_tables as tables
+from emu.devices.pci import PciFunction
+from emu.devices.vtd import TE, Vtd
+from emu.dma import NO_RAM, NOWHERE
+from emu.machine import Machine, Snapshot
+from emu.memory import PAGE, U8Array
+from kho.handover import Handover
+
+EVENT = np.dtype(
+    [
+        ("tick", "<u8"), ("instruction", "<u8"), ("iova", "<u8"), ("phys", "<u8"), ("size", "<u4"),
+        ("requester", "<u2"), ("write", "u1"), ("fault", "u1"), ("generation", "u1"), ("phase", "u1"),
+        ("owner", "u1"), ("wrong", "u1"), ("", "V4"),
+    ]
+)  # fmt: skip
+"""``phys``: `emu.dma.NOWHERE` if refused. ``phase``: place in `PHASES`; ``owner``: in `OWNERS`; ``wrong``: in
+`WRONGS`, 0 for what is in order. ``generation``: of the kernel, 0 is the first; at most 255."""
+PHASES = tuple(NAMES)
+_PACK = struct.Struct("<QQQQIHBBBBBB4x").pack
+
+RIGHT, REFUSED, OFF, STALE, EXPOSED, NOT_PRESERVED, FREE, IMAGE, IN_SCRATCH, TABLE, INHERITED = range(11)
+WRONGS = (
+    "",
+    "the remapping unit refused it",
+    "remapping is off",
+    "no table grants it: the remapping unit went by what it remembered",
+    "it may write there, and the page is not preserved",
+    "the page is not preserved",
+    "the page is free",
+    "the page is part of the kernel's image",
+    "the page is scratch",
+    "the page is a table of the remapping unit",
+    "the page is not preserved, and the grant is the previous kernel's",
+)
+"""Why a device had no right, by number."""
+VIOLATIONS_MAX = 200
+EXPOSED_MAX = 20
+_TABLES_MAX = 1 << 16
+
+
+@dataclass
+class DmaViolation:
+    """What a device did to one page in one phase without a right to it."""
+
+    device: str
+    requester: int
+    iova: int
+    phys: int | None
+    """of the page; None if there is none"""
+    size: int
+    """bytes of the first request; 0: it could, and did not"""
+    tick: int
+    instruction: int
+    generation: int
+    phase: str
+    """id"""
+    owner: str
+    wrong: int
+    write: bool = True
+    count: int = 1
+
+    def plain(self) -> dict[str, object]:
+        """For JSON."""
+        return {
+            "device": self.device,
+            "bdf": bdf(self.requester),
+            "direction": "write" if self.write else "read",
+            "iova": self.iova,
+            "phys": self.phys,
+            "size": self.size,
+            "tick": self.tick,
+            "instruction": self.instruction,
+            "kernel": self.generation,
+            "phase": NAMES[self.phase],
+            "owner": self.owner,
+            "reason": WRONGS[self.wrong],
+            "count": self.count,
+        }
+
+    def __str__(self) -> str:
+        where = "no page" if self.phys is None else f"page {self.phys:#x} of {self.owner}"
+        does = "writes to" if self.write else "reads"
+        what = f"{does} {where}" if self.size else f"reaches {where}"
+        times = f", {self.count:,} times" if self.count > 1 else ""
+        return (
+            f"{self.device} ({bdf(self.requester)}) {what} (IOVA {self.iova:#x}) in phase "
+            f"{NAMES[self.phase]} of kernel {self.generation}, instruction {self.instruction:,}{times}: "
+            f"{WRONGS[self.wrong]}"
+        )
+
+
+def bdf(requester: int) -> str:
+    """A requester id as people write it."""
+    return f"{requester >> 8:02x}:{requester >> 3 & 31:02x}.{requester & 7}"
+
+
+def functions(machine: Machine) -> dict[int, PciFunction]:
+    """The PCI functions of a machine by requester id, as the bus numbers are now."""
+    return {d.requester: d for d in machine.platform.devices if isinstance(d, PciFunction)}
+
+
+class Reference:
+    """What preserved pages have to be: as they were at the jump, with what devices wrote since by right."""
+
+    def __init__(self, machine: Machine, snapshot: Snapshot) -> None:
+        self._memory = machine.memory
+        self._snapshot = snapshot
+        self._pages: dict[int, npt.NDArray[np.uint8]] = {}
+
+    def page(self, number: int) -> U8Array | None:
+        """Contents of page ``number`` (as `emu.machine.Snapshot.page`), None for zeros."""
+        found = self._pages.get(number)
+        return found if found is not None else self._snapshot.page(number)
+
+    def all_pages(self) -> set[int]:
+        """Numbers of all pages that were ever written."""
+        return self._snapshot.all_pages() | self.written
+
+    @property
+    def written(self) -> set[int]:
+        """Numbers of the pages that devices wrote to."""
+        return set(self._pages)
+
+    def wrote(self, phys: int, size: int) -> None:
+        """A granted write has just been done."""
+        while size:
+            at = self._memory.offset(phys)
+            number, offset = divmod(at, PAGE)
+            piece = min(size, PAGE - offset)
+            page = self._pages.get(number)
+            if page is None:
+                before = self._snapshot.page(number)
+                page = np.zeros(PAGE, np.uint8) if before is None else before.copy()
+                self._pages[number] = page
+            page[offset : offset + piece] = self._memory.read(phys, piece)
+            phys += piece
+            size -= piece
+
+
+@dataclass
+class _Grant:
+    """What is remembered of one page of a device's addresses."""
+
+    version: int
+    state: tuple[int, int]
+    """root pointer and status of the remapping unit"""
+    frame: int
+    read: Callable[[Any], object]
+    values: object
+    owner: int
+    wrong: int
+
+
+@dataclass
+class _Tables:
+    """The remapping tables as they were: who could write where, and where the tables are."""
+
+    reach: list[tuple[int, int, int, int]] = field(default_factory=list)
+    """(requester, first IOVA, physical address, bytes) that may be written"""
+    pages: set[int] = field(default_factory=set)
+    """addresses of root, context and second-level tables"""
+
+
+class DmaWatch:
+    """Watches all bus masters of a machine. The kernel of generation n is ``kernels[min(n, last)]``.
+
+    Tell it the phases (`phase`) and the moments J, K and F (`moment`).
+    """
+
+    def __init__(self, machine: Machine, kernels: Sequence[Kernel]) -> None:
+        self.machine = machine
+        self.owners = Owners(machine, kernels)
+        self.violations: list[DmaViolation] = []
+        self.refused = 0
+        """requests that were refused outside an update: a driver's business"""
+        self.reference: Reference | None = None
+        self._phase = "P1"
+        self._code = 0
+        self._generation = 0
+        self._time = machine._time
+        self._parts: list[bytes] = []
+        self._packed: npt.NDArray[Any] = np.empty(0, EVENT)
+        self._words = memoryview(machine.memory.view).cast("B").cast("Q")  # type: ignore[arg-type]
+        self._grants: dict[int, _Grant] = {}
+        self._found: dict[tuple[int, int, int, str, int], DmaViolation] = {}
+        self._names = {r: f.name for r, f in functions(machine).items()}
+        self._updating = False
+        """from the freeze to the beginning of the finish nothing may be refused"""
+        self._translated = False
+        """Remapping has been on: from then on nothing may bypass it."""
+        self._inherited: dict[int, list[tuple[int, int, int]]] = {}
+        self._tables: tuple[int, _Tables] = (-1, _Tables())
+        self._right = False
+        """the write that memory is about to tell of"""
+        unit = machine.platform.dma.iommu
+        self._unit = unit if isinstance(unit, Vtd) else None
+        machine.platform.dma.observers.append(self._request)
+        machine.memory.observers.append(self._wrote)
+
+    def close(self) -> None:
+        """Watch no longer."""
+        self.machine.platform.dma.observers.remove(self._request)
+        self.machine.memory.observers.remove(self._wrote)
+        self._words.release()
+
+    # ---- what the run tells --------------------------------------------------------------------
+
+    def phase(self, id: str) -> None:
+        """A phase begins now."""
+        self._phase, self._code = id, PHASES.index(id)
+        self._generation = min(self.owners.generation, 255)
+        leaving = self.owners.leaving
+        if id in ("P8", "P9", "P10"):
+            leaving = True
+        elif id == "userspace":  # it was asked to go, and went on
+            leaving = False
+        if leaving != self.owners.leaving:
+            self.owners.leaving = leaving
+            self.owners.version += 1
+            self._updating = self._updating and leaving
+        if id in ("P9", "P10", "P11"):
+            self._updating = True
+        elif id in ("P21", "P22"):
+            self._updating = False
+
+    def moment(
+        self,
+        when: str,
+        handover: Handover | None = None,
+        snapshot: Snapshot | None = None,
+        image: Sequence[tuple[int, int]] = (),
+        adopted: bool = True,
+    ) -> None:
+        """J: with what is handed over, the machine as it is now, and the next kernel's segments. K, F."""
+        if when == "J":
+            found = self._walk_all()
+            self.owners.moment("J", handover, image)
+            self._inherited = {}
+            for requester, iova, phys, size in found.reach:
+                self._inherited.setdefault(requester, []).append((iova, phys, size))
+            self._look_at_masters(found)
+            self.reference = Reference(self.machine, snapshot) if snapshot is not None else None
+        else:
+            self.owners.moment(when, adopted=adopted)
+
+    def _look_at_masters(self, found: _Tables) -> None:
+        """At the jump: whatever a master may write to must be preserved."""
+        masters = {r: f for r, f in functions(self.machine).items() if f.bus_master}
+        self._names = {r: f.name for r, f in functions(self.machine).items()}
+        off = self._unit is None or not self._unit.s.gsts & TE
+        if off:
+            return  # a bus without remapping: only what a device does can be judged
+        exposed = 0
+        for requester, iova, phys, size in found.reach:
+            if requester not in masters:
+                continue
+            for at in range(0, size, PAGE):
+                if not self.owners.was_preserved(phys + at):
+                    owner = self.owners.of(phys + at)[0]
+                    self._violate(requester, iova + at, phys + at, 0, owner, EXPOSED)
+                    exposed += 1
+                    if exposed >= EXPOSED_MAX:
+                        return
+
+    # ---- one request ---------------------------------------------------------------------------
+
+    def _request(
+        self, tick: int, requester: int, iova: int, phys: int, size: int, write: bool, fault: int
+    ) -> None:
+        if fault:
+            self._right = False
+            self._refuse(tick, requester, iova, phys, size, write, fault)
+            return
+        owner, wrong = self._judge(requester, iova, phys, write)
+        end, at, start = phys + size, (phys & -PAGE) + PAGE, phys
+        good = not wrong
+        while at < end:
+            next_owner, next_wrong = self._judge(requester, iova + at - phys, at, write)
+            if (next_owner, next_wrong) != (owner, wrong):
+                self._note(tick, requester, iova + start - phys, start, at - start, write, owner, wrong)
+                start, owner, wrong = at, next_owner, next_wrong
+                good = good and not wrong
+            at += PAGE
+        self._note(tick, requester, iova + start - phys, start, end - start, write, owner, wrong)
+        self._right = good
+
+    def _note(
+        self, tick: int, requester: int, iova: int, phys: int, size: int, write: bool, owner: int, wrong: int
+    ) -> None:
+        self._parts.append(
+            _PACK(
+                tick, max(tick - self._time.skipped, 0), iova, phys, size, requester, write, 0,
+                self._generation, self._code, owner, wrong,
+            )
+        )  # fmt: skip
+        if wrong:
+            self._violate(requester, iova, phys, size, owner, wrong, tick)
+
+    def _refuse(
+        self, tick: int, requester: int, iova: int, phys: int, size: int, write: bool, fault: int
+    ) -> None:
+        wrong = REFUSED if self._updating else RIGHT
+        self._parts.append(
+            _PACK(
+                tick, max(tick - self._time.skipped, 0), iova, phys, size, requester, write, fault,
+                self._generation, self._code, NOBODY, wrong,
+            )
+        )  # fmt: skip
+        if wrong:
+            # the page that the previous kernel's tables had there, if any: what the device meant
+            meant = self._inherited_at(requester, iova)
+            owner = NOBODY if meant is None else self.owners.of(meant)[0]
+            self._violate(requester, iova, meant, size, owner, wrong, tick, write)
+        else:
+            self.refused += 1
+
+    def _violate(
+        self,
+        requester: int,
+        iova: int,
+        phys: int | None,
+        size: int,
+        owner: int,
+        wrong: int,
+        tick: int | None = None,
+        write: bool = True,
+    ) -> None:
+        page = -1 if phys is None else phys & -PAGE
+        key = (requester, page, wrong, self._phase, self._generation)
+        known = self._found.get(key)
+        if known is not None:
+            known.count += 1
+            return
+        when = self.machine.ticks if tick is None else tick
+        name = self._names.get(requester) or self._name(requester)
+        self._found[key] = found = DmaViolation(
+            name, requester, iova, None if phys is None else page, size, when,
+            max(when - int(self._time.skipped), 0), self._generation, self._phase, OWNERS[owner], wrong,
+            write,
+        )  # fmt: skip
+        if len(self.violations) < VIOLATIONS_MAX:
+            self.violations.append(found)
+
+    def _name(self, requester: int) -> str:
+        self._names = {r: f.name for r, f in functions(self.machine).items()}
+        return self._names.get(requester, "unknown device")
+
+    def _wrote(self, phys: int, size: int, by: str) -> None:
+        """Memory has changed."""
+        reference = self.reference
+        if reference is None or not by.startswith("dma:"):
+            return
+        right, self._right = self._right or by == "dma:vtd", False
+        if right:
+            for page in range(phys & -PAGE, phys + size, PAGE):
+                if self.owners.was_preserved(page) and not self.owners.restored(page):
+                    low = max(phys, page)
+                    reference.wrote(low, min(phys + size, page + PAGE) - low)
+
+    # ---- the right to a page -------------------------------------------------------------------
+
+    def _judge(self, requester: int, iova: int, phys: int, write: bool) -> tuple[int, int]:
+        """(owner, what is wrong) of an access to one page."""
+        key = (requester << 52 | iova >> 12) << 1 | write
+        known = self._grants.get(key)
+        unit = self._unit
+        state = (0, 0) if unit is None else (unit.s.root, unit.s.gsts & TE)
+        if (
+            known is not None
+            and known.version == self.owners.version
+            and known.frame == phys >> 12
+            and known.state == state
+            and known.read(self._words) == known.values
+        ):
+            return known.owner, known.wrong
+        owner, wrong, words = self._judge_anew(requester, iova, phys, write)
+        if words is not None:
+            if len(self._grants) > 1 << 16:
+                self._grants.clear()
+            read = getter(words)
+            self._grants[key] = _Grant(
+                self.owners.version, state, phys >> 12, read, read(self._words), owner, wrong
+            )
+        return owner, wrong
+
+    def _judge_anew(self, requester: int, iova: int, phys: int, write: bool) -> tuple[int, int, Words | None]:
+        owners = self.owners
+        owner, words = owners.of(phys)
+        if phys & -PAGE in self._all_tables().pages:
+            owner, words = TABLES, None
+        if not write:
+            return owner, RIGHT, words
+        granted, table_words = self._granted(requester, iova, phys)
+        wrong = granted
+        if not wrong:
+            if owners.blackout:
+                wrong = RIGHT if owner in (PRESERVED, TABLES) else NOT_PRESERVED
+            elif owner == NOBODY:
+                wrong = FREE
+            elif owner == SCRATCH:
+                wrong = IN_SCRATCH
+            elif owners.in_image(phys):
+                wrong = IMAGE
+            elif (
+                owner != PRESERVED
+                and self._inherited_at(requester, iova) == phys
+                and not owners.was_preserved(phys)
+            ):
+                wrong = INHERITED
+        if owner == TABLES and not wrong:
+            wrong = TABLE
+        if words is None or table_words is None:
+            return owner, wrong, None
+        return owner, wrong, tuple(dict.fromkeys((*words, *table_words)))
+
+    def _inherited_at(self, requester: int, iova: int) -> int | None:
+        """Where the tables of the previous kernel had led at the jump."""
+        for start, phys, size in self._inherited.get(requester, ()):
+            if start <= iova < start + size:
+                return phys + iova - start
+        return None
+
+    def _granted(self, requester: int, iova: int, phys: int) -> tuple[int, Words | None]:
+        """What is wrong with a write as far as tables go, and the words of memory that say so."""
+        unit = self._unit
+        if unit is None:
+            return RIGHT, ()
+        if not unit.s.gsts & TE:
+            return (OFF if self._translated else RIGHT), ()
+        self._translated = True
+        memory = self.machine.memory
+        words: list[int] = []
+
+        def read(at: int, size: int) -> bytes | None:
+            if not memory.contains(at, size):
+                return None
+            place = memory.offset(at, size) // 8
+            words.extend(range(place, place + max(size // 8, 1)))
+            return memory.copy(at, size)
+
+        try:
+            low, high = tables.context_entry(read, unit.s.root, requester)
+            if tables.passes_through(low):
+                return (RIGHT if iova == phys else STALE), tuple(words)
+            if iova >> tables.width_of(high):
+                return STALE, None
+            page, _, shift = tables.walk(read, low, high, iova, tables.WRITE)
+        except tables.Fault:
+            return STALE, None
+        same = (page >> shift << shift) + iova % (1 << shift) == phys
+        return (RIGHT, tuple(words)) if same else (STALE, None)
+
+    # ---- all tables ----------------------------------------------------------------------------
+
+    def _all_tables(self) -> _Tables:
+        """The tables as they were when something was last looked at that may have changed them."""
+        if self._tables[0] != self.owners.version:
+            self._tables = self.owners.version, self._walk_all()
+        return self._tables[1]
+
+    def _walk_all(self) -> _Tables:
+        """Everything that the remapping tables in memory grant."""
+        out = _Tables()
+        unit = self._unit
+        if unit is None or not unit.s.gsts & TE:
+            return out
+        self._translated = True
+        root = self._table(unit.s.root)
+        if root is None:
+            return out
+        out.pages.add(unit.s.root)
+        for bus in np.flatnonzero(root[::2] & np.uint64(1)).tolist():
+            at = int(root[2 * bus]) & _ADDRESS
+            contexts = self._table(at)
+            if contexts is None:
+                continue
+            out.pages.add(at)
+            for devfn in np.flatnonzero(contexts[::2] & np.uint64(1)).tolist():
+                low, high = int(contexts[2 * devfn]), int(contexts[2 * devfn + 1])
+                if low >> 2 & 3 == 0 and high & 7 in (1, 2):
+                    levels = 3 if high & 7 == 1 else 4
+                    requester = bus << 8 | devfn
+                    spans = self._spans(low & _ADDRESS, levels, 0, out.pages)
+                    out.reach += [(requester, *span) for span in _joined(spans)]
+        return out
+
+    def _spans(self, table: int, level: int, iova: int, pages: set[int]) -> Iterator[tuple[int, int, int]]:
+        """(IOVA, physical address, bytes) of what may be written below a table."""
+        if len(pages) > _TABLES_MAX:
+            return
+        entries = self._table(table)
+        if entries is None:
+            return
+        pages.add(table)
+        shift = 12 + 9 * (level - 1)
+        for index in np.flatnonzero(entries & np.uint64(3)).tolist():
+            entry, at = int(entries[index]), iova + (index << shift)
+            if level == 1 or entry & 0x80:
+                if entry & 2:
+                    yield at, entry & _ADDRESS & -(1 << shift), 1 << shift
+            elif entry & _ADDRESS not in pages:
+                yield from self._spans(entry & _ADDRESS, level - 1, at, pages)
+
+    def _table(self, phys: int) -> npt.NDArray[np.uint64] | None:
+        memory = self.machine.memory
+        return memory.read(phys, PAGE).view("<u8") if memory.contains(phys, PAGE) else None
+
+    # ---- what came of it -----------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._packed) + len(self._parts)
+
+    def records(self) -> npt.NDArray[Any]:
+        """All events in the order in which they happened, as an array of `EVENT`."""
+        if self._parts:
+            new = np.frombuffer(b"".join(self._parts), EVENT)
+            self._packed = np.concatenate((self._packed, new)) if len(self._packed) else new
+            self._parts = []
+        return self._packed
+
+
+_ADDRESS = (1 << tables.HOST_BITS) - PAGE
+
+
+def _joined(spans: Iterator[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Neighbours on both sides as one."""
+    last: tuple[int, int, int] | None = None
+    for iova, phys, size in spans:
+        if last is not None and (last[0] + last[2], last[1] + last[2]) == (iova, phys):
+            last = (last[0], last[1], last[2] + size)
+            continue
+        if last is not None:
+            yield last
+        last = (iova, phys, size)
+    if last is not None:
+        yield last
+
+
+def plain(event: Any) -> dict[str, object]:
+    """One record, for a trace."""
+    refused = int(event["fault"]) != 0
+    return {
+        "event": "dma",
+        "tick": int(event["tick"]),
+        "instruction": int(event["instruction"]),
+        "bdf": bdf(int(event["requester"])),
+        "direction": "write" if event["write"] else "read",
+        "iova": int(event["iova"]),
+        "phys": None if int(event["phys"]) == NOWHERE else int(event["phys"]),
+        "size": int(event["size"]),
+        "kernel": int(event["generation"]),
+        "phase": NAMES[PHASES[int(event["phase"])]],
+        "owner": OWNERS[int(event["owner"])],
+        "refused": ("no RAM" if int(event["fault"]) == NO_RAM else int(event["fault"])) if refused else None,
+        "violation": WRONGS[int(event["wrong"])] or None,
+    }
+
+
+__all__ = ["EVENT", "PHASES", "WRONGS", "DmaViolation", "DmaWatch", "Reference", "bdf", "functions", "plain"]
