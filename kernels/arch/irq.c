@@ -29,6 +29,10 @@ static struct {
 	irq_handler_t handler;
 	void *data;
 } actions[GSI_MAX + 1];
+static struct {
+	irq_handler_t handler;
+	void *data;
+} messages[VECTOR_MSI_MAX - VECTOR_MSI_BASE + 1];
 static spinlock_t actions_lock = SPINLOCK_INIT;
 
 static void pic_command(u16 port, u8 value)
@@ -107,6 +111,27 @@ void free_irq(unsigned int gsi)
 	spin_unlock_irqrestore(&actions_lock, flags);
 }
 
+int request_vector(irq_handler_t handler, void *data)
+{
+	u64 flags = spin_lock_irqsave(&actions_lock);
+	int vector = -ENOSPC;
+
+	for (unsigned int i = 0; i < ARRAY_SIZE(messages) && vector < 0; i++) {
+		if (messages[i].handler)
+			continue;
+		messages[i].data = data;
+		WRITE_ONCE(messages[i].handler, handler);
+		vector = (int)(VECTOR_MSI_BASE + i);
+	}
+	spin_unlock_irqrestore(&actions_lock, flags);
+	return vector;
+}
+
+void free_vector(int vector)
+{
+	WRITE_ONCE(messages[vector - VECTOR_MSI_BASE].handler, NULL);
+}
+
 bool in_interrupt(void)
 {
 	return this_cpu()->irq_depth != 0;
@@ -124,6 +149,12 @@ static void handle_vector(u8 vector)
 
 		if (handler)
 			handler(gsi, actions[gsi].data);
+	} else if (vector >= VECTOR_MSI_BASE && vector <= VECTOR_MSI_MAX) {
+		unsigned int i = vector - VECTOR_MSI_BASE;
+		irq_handler_t handler = READ_ONCE(messages[i].handler);
+
+		if (handler)
+			handler(vector, messages[i].data);
 	}
 }
 

@@ -49,6 +49,9 @@ void interrupts_init(void);		/* 8259 masked, local APIC, I/O APIC by MADT */
 int request_irq(unsigned int gsi, irq_handler_t handler, void *data);	/* ISA numbers: use isa_irq_to_gsi() */
 unsigned int isa_irq_to_gsi(unsigned int irq);
 void free_irq(unsigned int gsi);
+/* A vector for messages of a device: number or -ENOSPC. The handler gets it instead of a GSI. */
+int request_vector(irq_handler_t handler, void *data);
+void free_vector(int vector);
 bool in_interrupt(void);
 
 /* ---- ACPI tables (arch/acpi.c) ---- */

@@ -86,7 +86,7 @@ _Noreturn void machine_kexec(struct kimage *image);
 /* Callbacks that run, last registered first, before the machine is left by kexec, restart or power-off. */
 struct shutdown_hook {
 	struct list_head list;
-	const char *name;
+	const char *name;		/* is printed; NULL: nothing is */
 	void (*fn)(void);
 };
 void register_shutdown(struct shutdown_hook *hook);

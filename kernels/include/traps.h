@@ -25,6 +25,8 @@
 
 #define VECTOR_GSI_BASE	0x30		/* interrupt of the I/O APIC n: this + n */
 #define VECTOR_GSI_MAX	0x9f
+#define VECTOR_MSI_BASE	0xa0		/* messages of devices */
+#define VECTOR_MSI_MAX	0xdf
 #define VECTOR_REMAPPING 0xee		/* a fault of DMA remapping */
 #define VECTOR_TIMER	0xef
 #define VECTOR_ERROR	0xfe

@@ -22,7 +22,8 @@ void device_shutdown(void)
 	while (!list_empty(&hooks)) {
 		hook = list_first_entry(&hooks, struct shutdown_hook, list);
 		list_del_init(&hook->list);
-		pr_info("%s\n", hook->name);
+		if (hook->name)
+			pr_info("%s\n", hook->name);
 		hook->fn();
 	}
 	mutex_unlock(&hooks_lock);

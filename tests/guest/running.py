@@ -6,7 +6,7 @@ import functools
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,14 +64,15 @@ def on_luemu(
     entry: str = "auto",
     initramfs: bytes = b"",
     prepare: Callable[[Machine], None] | None = None,
+    devices: Sequence[str] = (),
 ) -> Run:
     """Boot the ELF file and run until the machine stops; a kernel that does not end fails the caller's
     look at `stop`. It has `max_seconds` of its own time too, for one that sleeps forever. `prepare`
-    changes the machine before the first instruction."""
+    changes the machine before the first instruction; `devices` are added to it."""
     names = symbols(release)
     start, end = names.address("_text"), names.address("_end")
     assert start is not None and end is not None
-    with Machine(memory_mib << 20) as m:
+    with Machine(memory_mib << 20, devices=tuple(devices)) as m:
         m.boot(Boot(kernel=elf(release).read_bytes(), cmdline=cmdline, entry=entry, initrd=initramfs))
         if prepare is not None:
             prepare(m)
@@ -96,12 +97,16 @@ def on_qemu(
     memory_mib: int = MEMORY_MIB,
     initramfs: bytes = b"",
     timeout: float = 60,
+    devices: Sequence[str] = (),
 ) -> str:
     """What the kernel prints on QEMU until it switches the machine off or halts after a panic. What
-    firmware prints before it is left out. Skips the test without QEMU, fails it after `timeout` seconds."""
+    firmware prints before it is left out. Skips the test without QEMU, fails it after `timeout` seconds.
+    `devices` are arguments of `-device`."""
     command: list[str | Path] = [require("qemu-system-x86_64"), "-accel", "tcg", "-machine", machine]
     command += ["-cpu", "EPYC", "-m", str(memory_mib), "-nodefaults", "-display", "none", "-no-reboot"]
     command += ["-serial", "stdio", "-serial", "null", "-kernel", elf(release), "-append", cmdline]
+    for device in devices:
+        command += ["-device", device]
     lines: list[str] = []
     with tempfile.TemporaryFile() as errors, tempfile.NamedTemporaryFile() as archive:
         if initramfs:

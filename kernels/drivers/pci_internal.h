@@ -1,0 +1,12 @@
+/* What the files of the PCI core share: pci.c, pci_scan.c, pci_driver.c, pci_irq.c, and luo/guest/luo_pci.c. */
+#pragma once
+#include "pci.h"
+
+void pci_scan(void);
+
+
+/* luo/guest/luo_pci.c */
+void pci_luo_start(void);			/* the record of the previous kernel, before the scan */
+/* Is it handed over? Then all that a scan would find out by writing comes from the record. */
+bool pci_luo_incoming(struct pci_dev *dev);
+void pci_luo_scanned(void);			/* what is in the record and was not found ends the handover */
