@@ -126,7 +126,7 @@ def user_program(name: str, *sources: str) -> Target:
         name=name,
         output=f"kernels/bin/{name}",
         sources=(*sources, "kernels/user/luo.c"),
-        inputs=("kernels/user/*.h", "kernels/user/cache/*.h"),
+        inputs=("kernels/user/*.h", "kernels/user/cache/*.h", "kernels/user/net/*.h"),
         flags=LINUX_PROGRAM,
     )
 
@@ -148,6 +148,7 @@ TARGETS: tuple[Target, ...] = (
         flags=LINUX_PROGRAM,
     ),
     user_program("cache", "kernels/user/cache/*.c"),
+    user_program("net", "kernels/user/net/*.c"),
     user_program("many", "kernels/user/many.c"),
     user_program("sparse", "kernels/user/sparse.c"),
     user_program("abort", "kernels/user/abort.c", "kernels/user/plan.c"),
