@@ -44,6 +44,7 @@
 #define EOVERFLOW	75
 #define EILSEQ		84
 #define ENOTSOCK	88
+#define EBADFD		77
 #define EDESTADDRREQ	89
 #define EMSGSIZE	90
 #define EPROTOTYPE	91

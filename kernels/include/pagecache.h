@@ -66,6 +66,9 @@ bool shmem_inode(const struct inode *inode);
 /* The folio at the page, allocated and zeroed if there is none. mapping->lock held; no reference is taken.
  * ERR_PTR(-ENOMEM). */
 struct folio *shmem_get_folio(struct shmem *s, u64 index, u64 size);
+/* The same outside scratch, moved if need be: whoever takes a reference then may rely on its place. ERR_PTR(-EBUSY) too:
+ * somebody uses it, try again. */
+struct folio *shmem_get_pinnable(struct shmem *s, u64 index, u64 size);
 /* A new file without a name: `name` as /proc shows it, mode its permission bits, flags of open(2). ERR_PTR. */
 struct file *shmem_file_setup(const char *name, u64 size, u32 seals, u32 mode, u32 flags);
 /* Changes the size, inode->lock held; 0, -EPERM (seals, frozen), -EINVAL. */

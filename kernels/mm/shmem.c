@@ -393,23 +393,28 @@ static int pin(struct folio *f, void *ctx)
 	return 0;
 }
 
-/* The folio at the page, outside scratch. mapping->lock held; let go while somebody uses the folio. */
+struct folio *shmem_get_pinnable(struct shmem *s, u64 index, u64 size)
+{
+	struct folio *f = get_folio(s, index, size, GFP_KERNEL);
+	int err;
+
+	if (IS_ERR(f) || !in_scratch(f))
+		return f;
+	err = migrate_folio(&s->mapping, f);
+	return err ? ERR_PTR(err) : mapping_find(&s->mapping, index);
+}
+
+/* The same; the lock is let go while somebody uses the folio. */
 static struct folio *get_unmovable(struct shmem *s, u64 index, u64 size)
 {
 	while (1) {
-		struct folio *f = get_folio(s, index, size, GFP_KERNEL);
-		int err;
+		struct folio *f = shmem_get_pinnable(s, index, size);
 
-		if (IS_ERR(f) || !in_scratch(f))
+		if (f != ERR_PTR(-EBUSY))
 			return f;
-		err = migrate_folio(&s->mapping, f);
-		if (err && err != -EBUSY)
-			return ERR_PTR(err);
-		if (err) {
-			mutex_unlock(&s->mapping.lock);
-			yield();
-			mutex_lock(&s->mapping.lock);
-		}
+		mutex_unlock(&s->mapping.lock);
+		yield();
+		mutex_lock(&s->mapping.lock);
 	}
 }
 
