@@ -379,7 +379,7 @@ static bool is_kept(u16 bdf)
 {
 	struct pci_dev *dev = pci_find(bdf);
 
-	return dev && dev->preserved && dev->domain && dev->domain->preserved;
+	return iommu_luo_frozen() && dev && dev->preserved && dev->domain && dev->domain->preserved;
 }
 
 void iommu_shutdown(void)

@@ -86,10 +86,14 @@ struct iommufd *iommufd_new(void)
 	return ctx;
 }
 
-/* Functions hold references to the file, so none is left. */
+/* Who has a function holds a reference to the file, so none is left; unless it came from the previous kernel. */
 void iommufd_free(struct iommufd *ctx)
 {
 	struct iommufd_object *o, *next;
+
+	list_for_each_entry(o, &ctx->objects, list)
+		if (o->kind == IOMMUFD_LUEMU_DEVICE && o->hwpt)
+			iommu_detach(o->dev);
 
 	mutex_lock(&iommufd_all_lock);
 	list_del(&ctx->list);

@@ -74,6 +74,7 @@ void vtd_irq_shutdown(bool (*keep)(u16 bdf));
 struct iommu_luemu_ser;
 /* What the previous kernel handed over, verified in full; NULL: nothing, or it was refused. */
 const struct iommu_luemu_ser *vtd_adopted(void);
+void vtd_adopted_done(void);		/* the record goes */
 /* Marks the preserved blocks that [phys, phys + size) lies in as in use by a device: PG_DMA. -EINVAL: not preserved. */
 int vtd_mark_pages(phys_addr_t phys, u64 size);
 /* The tables of an adopted domain, as if they were ours. */

@@ -35,6 +35,7 @@ static u64 marked_start, marked_end;		/* the block that was marked last */
 
 bool vtd_refused(void) { return refused; }
 const struct iommu_luemu_ser *vtd_adopted(void) { return incoming; }
+void vtd_adopted_done(void) { incoming = NULL; }
 
 void vtd_refuse(const char *why)
 {

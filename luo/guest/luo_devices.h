@@ -14,6 +14,8 @@ int iommu_luo_add_file(u64 record);
 void iommu_luo_remove_file(u64 record);
 /* Writes down which domains and functions go over. At freeze. 0, -ENOSPC, -EINVAL. */
 int iommu_luo_freeze(void);
+void iommu_luo_unfreeze(void);
+bool iommu_luo_frozen(void);
 
 /* ---- luo_flb.c ---- */
 /* The record of an FLB, long before LUO starts, if the previous kernel left one and it is a preserved page. */

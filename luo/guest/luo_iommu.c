@@ -16,6 +16,7 @@
 static struct iommu_luemu_ser *outgoing;
 static u64 files[IOMMU_LUEMU_FILES];
 static u32 nr_files;
+static bool frozen;			/* written down, for a kexec that comes next */
 
 static int preserve_page(void *p) { return kho_preserve_pages(virt_to_page(p), 1); }
 static void unpreserve_page(void *p) { kho_unpreserve_pages(virt_to_page(p), 1); }
@@ -148,8 +149,12 @@ int iommu_luo_freeze(void)
 	if (!err)
 		err = add_devices(s);
 	s->checksum = devices_sum(&s->checksum + 1, sizeof(*s) - 8);
+	frozen = !err;
 	return err;
 }
+
+void iommu_luo_unfreeze(void) { frozen = false; }
+bool iommu_luo_frozen(void) { return frozen; }
 
 /* ---- the new kernel ---- */
 
@@ -166,6 +171,7 @@ static int iommu_flb_retrieve(struct liveupdate_flb_args *a)
 /* The tables are this kernel's own since it runs; the domains are, since their files were finished. */
 static void iommu_flb_finish(struct liveupdate_flb_args *a)
 {
+	vtd_adopted_done();
 	kho_restore_free(a->obj);
 }
 
