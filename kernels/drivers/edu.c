@@ -5,6 +5,7 @@
 #include "pci.h"
 #include "arch.h"
 #include "cpu.h"
+#include "breakage.h"
 #include "errno.h"
 #include "init.h"
 #include "page.h"
@@ -86,11 +87,11 @@ static bool test_factorial(struct edu *e)
 		readl(e->registers + EDU_LIVENESS) == ~0x5a5a1234U;
 }
 
-static void start_dma(struct edu *e, u64 from, u64 to, u32 how)
+static void start_dma(struct edu *e, u64 from, u64 to, u32 how, u32 size)
 {
 	writel((u32)from, e->registers + EDU_SOURCE);
 	writel((u32)to, e->registers + EDU_TARGET);
-	writel(TEST_SIZE, e->registers + EDU_COUNT);
+	writel(size, e->registers + EDU_COUNT);
 	writel(how | EDU_DMA_START, e->registers + EDU_DMA);
 }
 
@@ -100,10 +101,10 @@ static bool move(struct edu *e, u8 *page, u64 bus)
 	for (u32 i = 0; i < TEST_SIZE; i++)
 		page[i] = (u8)(i * 7 + 3);
 	memset(page + PAGE_SIZE / 2, 0, TEST_SIZE);
-	start_dma(e, bus, EDU_BUFFER, 0);
+	start_dma(e, bus, EDU_BUFFER, 0, TEST_SIZE);
 	if (!idle(e, EDU_DMA, EDU_DMA_START))
 		return false;
-	start_dma(e, EDU_BUFFER, bus + PAGE_SIZE / 2, EDU_DMA_TO_MEMORY);
+	start_dma(e, EDU_BUFFER, bus + PAGE_SIZE / 2, EDU_DMA_TO_MEMORY, TEST_SIZE);
 	return idle(e, EDU_DMA, EDU_DMA_START) && !memcmp(page, page + PAGE_SIZE / 2, TEST_SIZE);
 }
 
@@ -147,7 +148,7 @@ static bool test_interrupts(struct edu *e)
 	if (!interrupted(e, 2, 0x11))
 		return false;
 	writel(0, e->registers + EDU_STATUS);
-	start_dma(e, 0, EDU_BUFFER, EDU_DMA_IRQ);
+	start_dma(e, 0, EDU_BUFFER, EDU_DMA_IRQ, TEST_SIZE);
 	return interrupted(e, 3, 0x111);
 }
 
@@ -199,6 +200,19 @@ static int edu_probe(struct pci_dev *dev)
 	return 0;
 }
 
+/* break: it writes to a page while nobody knows any more that it does. */
+static void run_on(struct edu *e, struct pci_dev *dev)
+{
+	struct iommu_domain *d = iommu_domain_alloc();
+	u8 *page = get_zeroed_page();
+
+	if (IS_ERR(d) || !page || iommu_map(d, TEST_IOVA, virt_to_phys(page), PAGE_SIZE, IOMMU_READ | IOMMU_WRITE) ||
+	    iommu_attach(d, dev))
+		return;
+	pci_set_master(dev, true);
+	start_dma(e, EDU_BUFFER, TEST_IOVA, EDU_DMA_TO_MEMORY, PAGE_SIZE);
+}
+
 /* Nothing it computes or moves may end, or raise anything, in the next kernel. */
 static void edu_shutdown(struct pci_dev *dev)
 {
@@ -208,6 +222,8 @@ static void edu_shutdown(struct pci_dev *dev)
 	idle(e, EDU_DMA, EDU_DMA_START);
 	idle(e, EDU_STATUS, EDU_COMPUTING);
 	writel(~0U, e->registers + EDU_ACK);
+	if (breaks("bus-master", NULL))
+		run_on(e, dev);
 }
 
 static void edu_remove(struct pci_dev *dev)

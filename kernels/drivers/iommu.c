@@ -8,6 +8,7 @@
 #include "iommu.h"
 #include "acpi.h"
 #include "bitops.h"
+#include "breakage.h"
 #include "errno.h"
 #include "kho.h"
 #include "luo_devices.h"
@@ -129,6 +130,8 @@ static void flush(void *ctx)
 {
 	const struct range *r = ctx;
 
+	if (breaks("iotlb", NULL))	// break: hardware goes on knowing what is no longer mapped
+		return;
 	vtd_flush_pages(r->domain, r->iova, r->size);
 }
 
@@ -398,7 +401,7 @@ void iommu_shutdown(void)
 		}
 		if (!e->low)
 			continue;
-		if (is_kept((u16)bdf))
+		if (is_kept((u16)bdf) || breaks("bus-master", NULL))	// break: functions keep what they may reach
 			any = true;
 		else
 			vtd_clear_context((u16)bdf, (u32)(e->high >> 8 & 0xffff));
@@ -407,7 +410,7 @@ void iommu_shutdown(void)
 		vtd_irq_shutdown(is_kept);
 	vtd_quiet();
 	/* Without anything to hand over, the next kernel begins as after power-on: it may not know this hardware. */
-	if (!any)
+	if (!any || breaks("iommu-off", NULL))	// break: devices that run on reach all of memory
 		vtd_stop();
 }
 
@@ -415,8 +418,10 @@ void iommu_shutdown(void)
 
 static int preserve_table(u64 *table, void *ctx)
 {
-	int err = kho_preserve_pages(virt_to_page(table), 1);
+	int err = 0;
 
+	if (!breaks("iommu-state", NULL))	// break: the tables are not handed over
+		err = kho_preserve_pages(virt_to_page(table), 1);
 	*(u64 *)ctx += !err;
 	return err;
 }
@@ -428,7 +433,8 @@ static int unpreserve_table(u64 *table, void *ctx)
 	if (!*left)
 		return 1;
 	--*left;
-	kho_unpreserve_pages(virt_to_page(table), 1);
+	if (!breaks("iommu-state", NULL))
+		kho_unpreserve_pages(virt_to_page(table), 1);
 	return 0;
 }
 

@@ -8,6 +8,11 @@
  *	tree, treenode		leaf N is lost; is said to be where the root is		kho/guest/test_break.c
  *	scratch			area N in the array of the kexec segment is another	kho/guest/test_break.c
  *	digest			the digest of the segments is another			kernel/kexec_file.c
+ *	iommu-state		the tables of devices are not handed over		drivers/iommu.c
+ *	iommu-off		remapping is off when the next kernel begins		drivers/iommu.c
+ *	iotlb			what is unmapped can still be reached			drivers/iommu.c
+ *	bus-master		functions that are not handed over are not silenced	drivers/pci_driver.c
+ *	interrupt		what came in between is never signalled			drivers/vfio_irq.c
  */
 #include "breakage.h"
 #include "errno.h"
@@ -33,6 +38,7 @@ static bool is_known(const char *class)
 {
 	static const char *const names[] = {
 		"vmalloc", "vmallocpage", "reserve_mem", "blob", "node", "tree", "treenode", "scratch", "digest",
+		"iommu-state", "iommu-off", "iotlb", "bus-master", "interrupt",
 	};
 	char name[CLASS_MAX];
 

@@ -110,6 +110,11 @@ const uint8_t *e1000_frame(struct e1000 *e, uint64_t taken, uint32_t *size)
 	return e->memory + E1000_BUFFERS + taken % e->count * e->buffer;
 }
 
+void e1000_set_address(struct e1000 *e, uint64_t taken, uint64_t iova)
+{
+	at(e, taken)->address = iova;
+}
+
 void e1000_clear(struct e1000 *e, uint64_t taken)
 {
 	at(e, taken)->status = 0;

@@ -40,6 +40,7 @@ void e1000_interrupts(struct e1000 *e, bool on);
 uint32_t e1000_cause(struct e1000 *e);			/* of the interrupt, which that acknowledges */
 /* The frame in descriptor number `taken`, counted from the start: NULL, it is not there yet; *size 0: it is no good. */
 const uint8_t *e1000_frame(struct e1000 *e, uint64_t taken, uint32_t *size);
+void e1000_set_address(struct e1000 *e, uint64_t taken, uint64_t iova);	/* of the buffer of a descriptor, for good */
 void e1000_clear(struct e1000 *e, uint64_t taken);	/* makes a taken descriptor fit to be used again */
 void e1000_give(struct e1000 *e, uint64_t taken);	/* all descriptors before `taken` are the device's again */
 uint32_t e1000_missed(struct e1000 *e);			/* frames that found no descriptor since the last call */

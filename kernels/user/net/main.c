@@ -1,7 +1,7 @@
 /*
  * main.c - a network receiver in user space that goes on receiving through live updates
  *
- *	net start [--irq] [--ring N] [--buffer BYTES]
+ *	net start [--irq] [--unmap] [--ring N] [--buffer BYTES]
  *			before an update: takes the e1000 from VFIO, receives, and has everything preserved. Goes on with the
  *			receiver that there is, if there is one.
  *	net check [N]	after it: retrieves everything, goes on receiving, reports. After N updates it stops receiving first,
@@ -39,6 +39,9 @@ enum { TOKEN_RING = 1, TOKEN_ACCOUNT, TOKEN_IOMMUFD, TOKEN_DEVICE };
 
 #define ACCOUNT_PATH	"/tmp/net.account"	/* a link to where the receiver has it open */
 #define IOVA		0x1000000UL		/* of the ring: without remapping that is the middle of a kernel */
+#define UNMAPPED	0x800000UL		/* a page that is taken away while the device uses it (--unmap) */
+#define UNMAPPED_DESCRIPTOR	7
+#define PAGE		4096UL
 #define RING		4096
 #define BUFFER		2048
 #define BURST		64			/* frames between two looks at what is asked */
@@ -159,7 +162,7 @@ static int set_up(struct receiver *r, bool interrupts)
 			return fail("interrupts");
 	}
 	e1000_start(&r->nic, interrupts);
-	return publish(r) < 0 ? -1 : preserve(r);
+	return publish(r);
 }
 
 static int take_over(struct receiver *r)
@@ -384,11 +387,30 @@ static int report(const struct account *a, bool final)
 
 /* ---- commands ---- */
 
-static bool with_interrupts;
+static bool with_interrupts, unmaps;
+
+/* Takes a buffer away from a device that still uses it, as a careless driver does: its frame goes nowhere then. The page
+ * itself goes back to the kernel. The buffer is one that the device has written to, so that the IOMMU knows it. */
+static int unmap_one(struct receiver *r)
+{
+	uint8_t *page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+
+	if (page == MAP_FAILED || vfio_map(&r->nic.vfio, page, UNMAPPED, PAGE) < 0)
+		return fail("a page to be unmapped");
+	e1000_set_address(&r->nic, UNMAPPED_DESCRIPTOR, UNMAPPED);
+	while (r->account->taken <= UNMAPPED_DESCRIPTOR)
+		receiver_poll(r->account, &r->nic, 1);
+	if (vfio_unmap(&r->nic.vfio, UNMAPPED, PAGE) < 0)
+		return -1;
+	munmap(page, PAGE);
+	return 0;
+}
 
 static int begin_new(struct receiver *r)
 {
-	return set_up(r, with_interrupts);
+	if (set_up(r, with_interrupts) < 0 || (unmaps && unmap_one(r) < 0))
+		return -1;
+	return preserve(r);
 }
 
 static int begin_again(struct receiver *r)
@@ -446,7 +468,7 @@ static bool number(const char *text, uint64_t max, uint64_t *value)
 
 static int usage(void)
 {
-	fprintf(stderr, "usage: net start [--irq] [--ring N] [--buffer BYTES] | check [N] | stop\n");
+	fprintf(stderr, "usage: net start [--irq] [--unmap] [--ring N] [--buffer BYTES] | check [N] | stop\n");
 	return 2;
 }
 
@@ -457,6 +479,8 @@ static int start_with(int argc, char **argv)
 	for (int i = 0; i < argc; i++) {
 		if (strcmp(argv[i], "--irq") == 0)
 			with_interrupts = true;
+		else if (strcmp(argv[i], "--unmap") == 0)
+			unmaps = true;
 		else if (i + 1 < argc && strcmp(argv[i], "--ring") == 0 && number(argv[i + 1], E1000_RING_MAX, &count))
 			i++;
 		else if (i + 1 < argc && strcmp(argv[i], "--buffer") == 0 && number(argv[i + 1], 16384, &buffer))

@@ -158,6 +158,13 @@ int vfio_map(struct vfio *v, void *memory, uint64_t iova, uint64_t size)
 	return ioctl(v->iommufd, IOMMU_IOAS_MAP, &m) < 0 ? wrong("map memory for the device") : 0;
 }
 
+int vfio_unmap(struct vfio *v, uint64_t iova, uint64_t size)
+{
+	struct iommu_ioas_unmap u = { .size = sizeof(u), .ioas_id = v->ioas, .iova = iova, .length = size };
+
+	return ioctl(v->iommufd, IOMMU_IOAS_UNMAP, &u) < 0 ? wrong("unmap memory") : 0;
+}
+
 int vfio_map_bar(struct vfio *v)
 {
 	struct vfio_region_info info = { .argsz = sizeof(info), .index = VFIO_PCI_BAR0_REGION_INDEX };

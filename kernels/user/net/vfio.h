@@ -23,6 +23,7 @@ int vfio_open(struct vfio *v, uint16_t vendor, uint16_t id);
 /* The same of two files that a previous kernel preserved: nothing is written to the device. */
 int vfio_adopt(struct vfio *v, int iommufd, int device);
 int vfio_map(struct vfio *v, void *memory, uint64_t iova, uint64_t size);	/* for reading and writing */
+int vfio_unmap(struct vfio *v, uint64_t iova, uint64_t size);
 int vfio_map_bar(struct vfio *v);						/* BAR 0 */
 int vfio_master(struct vfio *v, bool on);
 int vfio_reset(struct vfio *v);
