@@ -31,6 +31,7 @@ from emu.devices.platform import Platform
 from emu.engine import library
 from emu.errors import ConfigError, EmuError, ImageError
 from emu.memory import Memory, U8Array
+from emu.traffic import Traffic, TrafficSpec
 
 SLICE_TICKS = 50_000_000
 """The host looks up (Ctrl-C, progress) at least this often; a guest cannot tell."""
@@ -80,6 +81,7 @@ class Description:
     cpuid_version: int = cpuid.VERSION
     strict_memory: bool = False
     devices: tuple[str, ...] = ()
+    traffic: TrafficSpec | None = None
 
     def plain(self) -> dict[str, Any]:
         """For JSON. A plain PC does not mention devices."""
@@ -91,6 +93,8 @@ class Description:
         }
         if self.devices:
             out["devices"] = list(self.devices)
+        if self.traffic is not None:
+            out["traffic"] = self.traffic.plain()
         return out
 
 
@@ -171,7 +175,8 @@ class Machine:
     """One emulated PC. A context manager; `close` frees host memory.
 
     ``memory`` in bytes, a multiple of 1 MiB. ``devices``: what it has beyond a plain PC, in any order (names
-    and places: docs/devices.md). Raises `UnsupportedHost` where machines cannot run.
+    and places: docs/devices.md). ``traffic``: what is at the other end of a network card's cable
+    (`emu.traffic.TrafficSpec`, or text for it). Raises `UnsupportedHost` where machines cannot run.
     """
 
     def __init__(
@@ -181,12 +186,14 @@ class Machine:
         rtc_epoch: int = RTC_EPOCH,
         strict_memory: bool = False,
         devices: Sequence[str] = (),
+        traffic: TrafficSpec | str | None = None,
         counted: bool = True,
     ) -> None:
         """``counted`` False is for benchmarks only: time stands still and nothing interrupts."""
         lib = library()
+        spec = TrafficSpec.parse(traffic) if isinstance(traffic, str) else traffic
         self.description = Description(
-            memory, rtc_epoch, strict_memory=strict_memory, devices=tuple(sorted(devices))
+            memory, rtc_epoch, strict_memory=strict_memory, devices=tuple(sorted(devices)), traffic=spec
         )
         self.memory = Memory(memory, lib.core)
         self._time = ClockHeader(ticks=0, skipped=0, deadline=NEVER)
@@ -217,6 +224,10 @@ class Machine:
             ram=self.memory,
             extras=devices,
         )
+        self._traffic: Traffic | None = None
+        if spec is not None:
+            self._traffic = Traffic(self.clock, spec, self.platform.card(spec.nic))
+            self.platform.devices.append(self._traffic)
         self.cpus.append(self._make_cpu(0, counted))
 
     # ---- wiring ------------------------------------------------------------------------------
@@ -346,6 +357,13 @@ class Machine:
     def registers(self) -> dict[str, int]:
         """Registers of the boot CPU by name."""
         return self.cpus[0].registers()
+
+    @property
+    def traffic(self) -> Traffic:
+        """Source and sink on the network card's cable. ConfigError where there are none."""
+        if self._traffic is None:
+            raise ConfigError("nothing is at the other end of a network cable of this machine", "traffic")
+        return self._traffic
 
     @property
     def phase(self) -> str:
@@ -546,7 +564,10 @@ class Machine:
     def save(self, path: Path) -> None:
         """Write the machine to a file that `load` continues from, in any process on any host."""
         numbers, contents = self.memory.gather(self.memory.resident_pages())
-        saved.write(path, {**self.state(), "serial": [bytes(s) for s in self.serial]}, numbers, contents)
+        state = {**self.state(), "serial": [bytes(s) for s in self.serial]}
+        if self.description.traffic is not None and self.description.traffic.replay:
+            state["replay"] = [list(one) for one in self.description.traffic.replay]
+        saved.write(path, state, numbers, contents)
 
     @classmethod
     def load(cls, path: Path) -> Machine:
@@ -559,11 +580,13 @@ class Machine:
                 raise ImageError(
                     f"saved with CPU model {d['cpuid_version']}, this luemu has {cpuid.VERSION}", str(path)
                 )
+            traffic = d.get("traffic")
             m = cls(
                 d["memory"],
                 rtc_epoch=d["rtc_epoch"],
                 strict_memory=d["strict_memory"],
                 devices=d.get("devices", ()),
+                traffic=traffic and TrafficSpec.from_plain(traffic, file.state.get("replay", ())),
             )
             m.memory.scatter(
                 {int(n): file.pages.ctypes.data + 4096 * i for i, n in enumerate(file.numbers.tolist())}

@@ -21,6 +21,7 @@ from emu.bus import Bus
 from emu.clock import Clock
 from emu.devices.acpipm import SCI_IRQ, AcpiPm, ResetControl
 from emu.devices.device import Device, Line
+from emu.devices.e1000 import E1000
 from emu.devices.edu import Edu
 from emu.devices.hpet import Hpet
 from emu.devices.ioapic import PINS, IoApic
@@ -42,9 +43,10 @@ COM = ((0x3F8, 4), (0x2F8, 3))
 
 FUNCTIONS: dict[str, tuple[int, Callable[[Clock, int, str], PciFunction]]] = {
     "bridge": (1, PciBridge),
+    "e1000": (2, E1000),
     "edu": (3, Edu),
 }
-"""PCI functions that a machine may have: slot on bus 0, and class. Slot 2 is kept for a NIC."""
+"""PCI functions that a machine may have: slot on bus 0, and class."""
 BEHIND = "bridge/"
 """Before the name of a function that is behind the bridge instead, at slot 0 of its bus."""
 EXTRAS = ("vtd", *FUNCTIONS, *(BEHIND + name for name in FUNCTIONS if name != "bridge"))
@@ -279,6 +281,14 @@ class Platform:
             function = make(self.clock, 0 if bridge else slot, name)
             self.plug(function, bridge if isinstance(bridge, PciBridge) else None)
             self.extras[name] = function
+
+    def card(self, name: str = "") -> E1000:
+        """A network card by its name, the first without. ConfigError when there is none."""
+        cards = {one: card for one, card in self.extras.items() if isinstance(card, E1000)}
+        name = name or next(iter(cards), "e1000")
+        if name not in cards:
+            raise ConfigError(f"this machine has no network card {name!r}", "devices")
+        return cards[name]
 
     def plug(self, function: PciFunction, bridge: PciBridge | None = None) -> None:
         """Put one more PCI function into the machine, or behind a bridge. To be called before it runs."""
