@@ -1,7 +1,7 @@
-/* eventfd(2): a counter as a file that can be waited for. */
+/* eventfd(2): a counter as a file that can be waited for. Interrupts count too. */
 #include "vfs.h"
 #include "arch.h"
-#include "ktimer.h"
+#include "eventfd.h"
 #include "poll.h"
 #include "string.h"
 #include "syscall.h"
@@ -12,7 +12,7 @@
 #define COUNTER_MAX	0xfffffffffffffffeUL
 
 struct eventfd {
-	struct mutex lock;
+	spinlock_t lock;
 	struct wait_queue wait;
 	u64 count;
 	bool semaphore;
@@ -21,7 +21,7 @@ struct eventfd {
 static ssize_t eventfd_read(struct file *f, void *user, u64 size, loff_t *pos)
 {
 	struct eventfd *e = f->private;
-	u64 value = 0;
+	u64 value = 0, flags;
 
 	(void)pos;
 	if (size < sizeof(value))
@@ -29,12 +29,12 @@ static ssize_t eventfd_read(struct file *f, void *user, u64 size, loff_t *pos)
 	while (1) {
 		int err;
 
-		mutex_lock(&e->lock);
+		flags = spin_lock_irqsave(&e->lock);
 		if (e->count) {
 			value = e->semaphore ? 1 : e->count;
 			e->count -= value;
 		}
-		mutex_unlock(&e->lock);
+		spin_unlock_irqrestore(&e->lock, flags);
 		if (value)
 			break;
 		if (f->flags & O_NONBLOCK)
@@ -51,7 +51,7 @@ static ssize_t eventfd_write(struct file *f, const void *user, u64 size, loff_t 
 {
 	struct eventfd *e = f->private;
 	bool done = false;
-	u64 value;
+	u64 value, flags;
 
 	(void)pos;
 	if (size != sizeof(value))
@@ -63,12 +63,12 @@ static ssize_t eventfd_write(struct file *f, const void *user, u64 size, loff_t 
 	while (1) {
 		int err;
 
-		mutex_lock(&e->lock);
+		flags = spin_lock_irqsave(&e->lock);
 		if (value <= COUNTER_MAX - e->count) {
 			e->count += value;
 			done = true;
 		}
-		mutex_unlock(&e->lock);
+		spin_unlock_irqrestore(&e->lock, flags);
 		if (done)
 			break;
 		if (f->flags & O_NONBLOCK)
@@ -96,6 +96,29 @@ static const struct file_ops eventfd_ops = {
 	.release = free_private,
 };
 
+struct file *eventfd_get(int fd)
+{
+	struct file *f = fget(fd);
+
+	if (!f)
+		return ERR_PTR(-EBADF);
+	if (f->ops == &eventfd_ops)
+		return f;
+	fput(f);
+	return ERR_PTR(-EINVAL);
+}
+
+void eventfd_signal(struct file *f)
+{
+	struct eventfd *e = f->private;
+	u64 flags = spin_lock_irqsave(&e->lock);
+
+	if (e->count < COUNTER_MAX)
+		e->count++;
+	spin_unlock_irqrestore(&e->lock, flags);
+	wake_up(&e->wait);
+}
+
 SYSCALL_DEFINE2(eventfd2, 290, u32, count, u32, flags)
 {
 	struct eventfd *e;
@@ -106,7 +129,6 @@ SYSCALL_DEFINE2(eventfd2, 290, u32, count, u32, flags)
 	e = kzalloc(sizeof(*e), GFP_KERNEL);
 	if (!e)
 		return -ENOMEM;
-	mutex_init(&e->lock);
 	init_wait_queue(&e->wait);
 	e->count = count;
 	e->semaphore = flags & EFD_SEMAPHORE;

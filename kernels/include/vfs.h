@@ -83,6 +83,8 @@ struct file_ops {
 	u32 (*poll)(struct file *f, struct poll_table *t);		/* EPOLL* bits; NULL: always readable, writable */
 	s64 (*ioctl)(struct file *f, u32 cmd, u64 arg);			/* NULL: -ENOTTY */
 	int (*mmap)(struct file *f, struct vma *vma);			/* sets vma->mapping; NULL: -ENODEV */
+	/* VM_DEVICE: where that page of the file is. mapping->lock is held. -EIO: SIGBUS. */
+	int (*device_page)(struct file *f, u64 page, phys_addr_t *phys);
 	int (*open)(struct inode *inode, struct file *f);
 	void (*release)(struct file *f);				/* the last reference is gone */
 	int (*fallocate)(struct file *f, int mode, loff_t off, loff_t len);

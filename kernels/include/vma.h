@@ -24,6 +24,7 @@ struct mapping;
 #define VM_GROWSDOWN	0x20
 #define VM_HUGEPAGE	0x40		/* MADV_HUGEPAGE */
 #define VM_MAYWRITE	0x80		/* mprotect may add PROT_WRITE */
+#define VM_DEVICE	0x100		/* registers of a device, shared; file_ops.device_page says which */
 
 #define MAP_SHARED	0x01
 #define MAP_PRIVATE	0x02
@@ -80,6 +81,9 @@ u64 *mm_pgd_alloc(void);
 void mm_tables_free(struct mm *mm);		/* all of them; nothing is mapped any more */
 /* Maps a page; the entry takes over a reference to it. What was there before is released. 0, -ENOMEM. */
 int mm_set_page(struct mm *mm, u64 addr, struct page *page, bool write, bool exec);
+/* The same with a page of registers: uncached, without struct page and reference. */
+int mm_set_device(struct mm *mm, u64 addr, phys_addr_t phys, bool write);
+#define PTE_DEVICE	(1UL << 10)		/* such an entry */
 /* The entry as it is now, 0 if there is none. */
 u64 mm_get_entry(struct mm *mm, u64 addr);
 /* Removes the entries of [start, end): all, or only those of pages in the page cache. */

@@ -117,6 +117,19 @@ static int fault_anonymous(struct vma *v, u64 addr, bool write)
 	return write && !(entry & PTE_W) ? copy_on_write(v, addr, entry) : 0;
 }
 
+static int fault_device(struct vma *v, u64 addr)
+{
+	phys_addr_t phys;
+	int err;
+
+	mutex_lock(&v->mapping->lock);
+	err = v->file->ops->device_page(v->file, v->pgoff + PFN_DOWN(addr - v->start), &phys);
+	if (!err)
+		err = mm_set_device(v->mm, addr, phys, v->flags & VM_WRITE);
+	mutex_unlock(&v->mapping->lock);
+	return err;
+}
+
 int mm_fault(struct mm *mm, u64 addr, bool write, bool exec)
 {
 	struct vma *v;
@@ -132,6 +145,8 @@ int mm_fault(struct mm *mm, u64 addr, bool write, bool exec)
 	else if (write ? !(v->flags & VM_WRITE) : exec ? !(v->flags & VM_EXEC)
 						       : !(v->flags & (VM_READ | VM_WRITE | VM_EXEC)))
 		err = -EACCES;
+	else if (v->flags & VM_DEVICE)
+		err = fault_device(v, addr);
 	else
 		err = v->mapping ? fault_mapped(v, addr, write) : fault_anonymous(v, addr, write);
 	mutex_unlock(&mm->lock);
@@ -151,6 +166,10 @@ u64 mm_access(struct mm *mm, u64 addr, void *buf, u64 size, bool write)
 			break;
 		mutex_lock(&mm->lock);	/* nobody unmaps it meanwhile but a truncation, which the reference outlives */
 		entry = mm_get_entry(mm, addr);
+		if (entry & PTE_DEVICE) {	/* reading a register may change it: not for others */
+			mutex_unlock(&mm->lock);
+			break;
+		}
 		page = entry ? phys_to_page(entry & PTE_ADDR) : NULL;
 		if (page)
 			folio_get(page_folio(page));

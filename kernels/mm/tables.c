@@ -78,10 +78,11 @@ static u64 *make(struct mm *mm, u64 addr)
 static void release(struct mm *mm, u64 entry)
 {
 	mm->nr_pages--;
-	folio_put(page_folio(page_of(entry)));
+	if (!(entry & PTE_DEVICE))
+		folio_put(page_folio(page_of(entry)));
 }
 
-int mm_set_page(struct mm *mm, u64 addr, struct page *page, bool write, bool exec)
+static int set_entry(struct mm *mm, u64 addr, u64 entry)
 {
 	u64 *pte = make(mm, addr), old;
 
@@ -89,13 +90,25 @@ int mm_set_page(struct mm *mm, u64 addr, struct page *page, bool write, bool exe
 		return -ENOMEM;
 	spin_lock(&mm->table_lock);
 	old = *pte;
-	*pte = page_to_phys(page) | PTE_P | PTE_U | PTE_A | (write ? PTE_W | PTE_D : 0) | (exec ? 0 : PTE_NX);
+	*pte = entry;
 	mm->nr_pages++;
 	spin_unlock(&mm->table_lock);
 	flush(mm, addr);
 	if (old & THERE)
 		release(mm, old);
 	return 0;
+}
+
+int mm_set_page(struct mm *mm, u64 addr, struct page *page, bool write, bool exec)
+{
+	return set_entry(mm, addr, page_to_phys(page) | PTE_P | PTE_U | PTE_A | (write ? PTE_W | PTE_D : 0) |
+			 (exec ? 0 : PTE_NX));
+}
+
+int mm_set_device(struct mm *mm, u64 addr, phys_addr_t phys, bool write)
+{
+	return set_entry(mm, addr, phys | PTE_P | PTE_U | PTE_A | PTE_PCD | PTE_PWT | PTE_NX | PTE_DEVICE |
+			 (write ? PTE_W | PTE_D : 0));
 }
 
 u64 mm_get_entry(struct mm *mm, u64 addr)
@@ -140,7 +153,7 @@ static void zap_one(struct mm *mm, u64 *pte, u64 addr, void *arg)
 	u64 entry = *pte;
 
 	(void)addr;
-	if (only_cached && !page_folio(page_of(entry))->page.mapping)
+	if (only_cached && !(entry & PTE_DEVICE) && !page_folio(page_of(entry))->page.mapping)
 		return;
 	*pte = 0;
 	flush(mm, addr);
