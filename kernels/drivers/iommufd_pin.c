@@ -119,7 +119,7 @@ static struct folio *pin_one(struct mm *mm, u64 addr, bool write, u64 *first, u6
 	v = mm_find(mm, addr);
 	f = ERR_PTR(-EFAULT);
 	if (!v || (write && !(v->flags & VM_WRITE)) || !(v->flags & (VM_READ | VM_WRITE)) ||
-	    (v->file && !v->mapping))		/* a device's registers */
+	    v->flags & VM_DEVICE)		/* a device's registers */
 		goto out;
 	*end = v->end;
 	entry = mm_get_entry(mm, addr);

@@ -399,6 +399,15 @@ static ssize_t vfio_write(struct file *f, const void *user, u64 size, loff_t *po
 	return rw(f, (u8 *)user, size, pos, true);
 }
 
+/* Positions are for pread and pwrite. */
+static loff_t vfio_llseek(struct file *f, loff_t off, int whence)
+{
+	(void)f;
+	(void)off;
+	(void)whence;
+	return -ESPIPE;
+}
+
 /* The mm's lock is held, under which no device's may be taken: only what never changes is looked at. */
 static int vfio_mmap(struct file *f, struct vma *vma)
 {
@@ -432,5 +441,5 @@ static int vfio_device_page(struct file *f, u64 page, phys_addr_t *phys)
 
 const struct file_ops vfio_file_ops = {
 	.open = vfio_open, .release = vfio_release, .ioctl = vfio_ioctl, .read = vfio_read, .write = vfio_write,
-	.llseek = noop_llseek, .mmap = vfio_mmap, .device_page = vfio_device_page,
+	.llseek = vfio_llseek, .mmap = vfio_mmap, .device_page = vfio_device_page,
 };
