@@ -159,9 +159,13 @@ def metadata_pages(handover: Handover) -> Words:
     if luo is not None:
         single += [luo.flbs_phys]
         single += [block.phys for block in luo.chain.blocks] if luo.chain else []
+        single += luo.iommu.pages if luo.iommu else []
         for session in luo.sessions:
             single += [block.phys for block in session.chain.blocks] if session.chain else []
             for file in session.files:
+                if file.iommufd is not None:
+                    end = file.iommufd.phys + file.iommufd.size
+                    single += range(file.iommufd.phys, end, PAGE_SIZE)
                 if file.memfd is not None:
                     single.append(file.memfd.phys)
                     if file.memfd.area is not None and not file.memfd.area.problems:

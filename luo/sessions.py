@@ -10,26 +10,40 @@ from kho.block import BlockChain
 from kho.handover import Handover
 from kho.memory import WritableMemory
 from luo.abi import FILE, FILE_COMPATIBLE_SIZE, MEMFD_COMPATIBLE, SESSION, SESSION_NAME_SIZE
+from luo.abi_devices import IOMMUFD_COMPATIBLE
 from luo.flb import text
+from luo.iommu import Iommufd, read_iommufd
 from luo.memfd import Memfd, read_memfd
 from luo.testfile import TEST_COMPATIBLE, read_test_file
 
-HANDLERS: dict[str, Callable[[Handover, int, int], Memfd | None]] = {
+Decoded = Memfd | Iommufd | None
+HANDLERS: dict[str, Callable[[Handover, int, int], Decoded]] = {
     MEMFD_COMPATIBLE: read_memfd,
     TEST_COMPATIBLE: read_test_file,
+    IOMMUFD_COMPATIBLE: read_iommufd,
 }
 """Decoders of file types by compatible string: (handover, data handle, owner) -> what the file is."""
 
 
 @dataclass
 class File:
-    """struct luo_file_ser at `phys`. `memfd` is what the handler's data say, if they could be decoded."""
+    """struct luo_file_ser at `phys`. `decoded` is what the handler's data say, if they could be read."""
 
     phys: int
     compatible: str
     data: int
     token: int
-    memfd: Memfd | None = None
+    decoded: Decoded = None
+
+    @property
+    def memfd(self) -> Memfd | None:
+        """The file, if it is one in memory."""
+        return self.decoded if isinstance(self.decoded, Memfd) else None
+
+    @property
+    def iommufd(self) -> Iommufd | None:
+        """The file, if it is one of /dev/iommu."""
+        return self.decoded if isinstance(self.decoded, Iommufd) else None
 
 
 @dataclass
@@ -107,7 +121,7 @@ def _read_files(handover: Handover, session: Session, taken: dict[int, str]) -> 
         elif handler is None:
             findings.add("INV-20", f'no file handler is known for "{file.compatible}"', phys)
         else:
-            file.memfd = handler(handover, data, handover.preserved.owner(f"{label} file {token:#x}"))
+            file.decoded = handler(handover, data, handover.preserved.owner(f"{label} file {token:#x}"))
 
 
 def _report(handover: Handover, chain: BlockChain, *, links: str, counts: str, lost: str, what: str) -> None:

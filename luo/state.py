@@ -10,7 +10,9 @@ from kho.abi import PAGE_SIZE
 from kho.block import BlockChain
 from kho.handover import Handover
 from luo.abi import LUO_COMPATIBLE, LUO_SER, LUO_SUBTREE
+from luo.abi_devices import IOMMU_COMPATIBLE
 from luo.flb import FlbPage, read_page, text
+from luo.iommu import Iommu, compare, read_iommu
 from luo.sessions import Session, read_sessions
 
 
@@ -26,6 +28,7 @@ class Luo:
     sessions: list[Session] = field(default_factory=list)
     chain: BlockChain | None = None
     flb_page: FlbPage | None = None
+    iommu: Iommu | None = None
 
     @classmethod
     def read(cls, handover: Handover) -> Luo | None:
@@ -60,7 +63,13 @@ class Luo:
         if number == 0:
             findings.add("INV-14", "the live update number is 0", luo.phys)
         luo.flb_page = read_page(handover, flbs_phys)
+        for flb in luo.flb_page.flbs if luo.flb_page else ():
+            if flb.compatible == IOMMU_COMPATIBLE:
+                luo.iommu = read_iommu(handover, flb.data)
         luo.sessions, luo.chain = read_sessions(handover, sessions_phys)
+        files = [file.iommufd for session in luo.sessions for file in session.files if file.iommufd]
+        if files or luo.iommu is not None:
+            compare(handover, luo.iommu, files)
         return luo
 
     @property

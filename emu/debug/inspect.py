@@ -16,6 +16,7 @@ from typing import Any
 
 from emu import saved
 from emu.boot import RAM, Range
+from emu.debug import inspect_devices
 from emu.debug.output import (
     Branch,
     Paint,
@@ -39,6 +40,7 @@ from kho.memory import PhysicalMemory, Reader
 from kho.setup_data import ScratchArea, ScratchList
 from luo import Luo, payload_bytes
 from luo.abi import SEAL_NAMES
+from luo.abi_devices import IOMMU_COMPATIBLE
 from luo.check import check
 from luo.sessions import File, Session
 
@@ -390,6 +392,8 @@ def _describe_luo(handover: Handover, luo: Luo, summary: bool) -> dict[str, Any]
         document["sessions"] = [_describe_session(handover, session) for session in luo.sessions]
     flbs = luo.flb_page.flbs if luo.flb_page else []
     document["flbs"] = [{"compatible": flb.compatible, "data": flb.data, "count": flb.count} for flb in flbs]
+    if luo.iommu is not None:
+        document["iommu"] = inspect_devices.describe_iommu(luo.iommu)
     return document
 
 
@@ -401,6 +405,8 @@ def _describe_file(handover: Handover, file: File) -> dict[str, Any]:
     memfd = file.memfd
     document: dict[str, Any] = {"token": file.token, "compatible": file.compatible, "data": file.data}
     names = ("size", "pos", "seals", "flags", "folios", "sha256")
+    if file.iommufd is not None:
+        return document | {"iommufd": inspect_devices.describe_iommufd(file.iommufd)}
     if memfd is None:
         return document | dict.fromkeys(names)
     values = (memfd.size, memfd.pos, memfd.seals, memfd.flags, memfd.nr_folios, memfd.sha256(handover.reader))
@@ -492,11 +498,16 @@ def _draw_luo(tree: Branch, handover: Handover, luo: Luo, paint: Paint, summary:
     if not summary and len(luo.sessions) > LINES_MAX:
         branch.add(f"and {amount(len(luo.sessions) - LINES_MAX, 'more session')} (--json lists all)")
     for flb in luo.flb_page.flbs if luo.flb_page else []:
-        branch.add(f'FLB "{clean(flb.compatible)}": data {flb.data:#x}, {amount(flb.count, "user")}')
+        line = branch.add(f'FLB "{clean(flb.compatible)}": data {flb.data:#x}, {amount(flb.count, "user")}')
+        if luo.iommu is not None and flb.compatible == IOMMU_COMPATIBLE and not summary:
+            inspect_devices.draw_iommu(line, luo.iommu)
 
 
 def _file_line(handover: Handover, file: File) -> str:
     memfd = file.memfd
+    if file.iommufd is not None:
+        what = inspect_devices.iommufd_line(file.iommufd)
+        return f"token {file.token:#x}: {clean(file.compatible)}, {what}"
     if memfd is None:
         return f"token {file.token:#x}: {clean(file.compatible)}, data {file.data:#x}, not decoded"
     parts = [f"token {file.token:#x}: {clean(file.compatible)}", size(memfd.size)]

@@ -13,6 +13,10 @@
 #include "printk.h"
 #include "string.h"
 
+/* What this kernel accepts, where tools find it in the ELF file. */
+__used const char iommu_compatible[] = IOMMU_LUEMU_COMPATIBLE;
+__used const char iommufd_compatible[] = IOMMUFD_LUEMU_COMPATIBLE;
+
 static struct iommu_luemu_ser *outgoing;
 static u64 files[IOMMU_LUEMU_FILES];
 static u32 nr_files;
