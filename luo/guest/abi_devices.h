@@ -111,3 +111,54 @@ struct iommufd_luemu_range {
 	u32 ioas, kind;
 };
 static_assert(sizeof(struct iommufd_luemu_range) == 24, "iommufd-luemu-v1");
+
+/* ---- pci-luemu-v1: FLB of the PCI core; one page, its data is the address ---- */
+
+#define PCI_LUEMU_COMPATIBLE	"pci-luemu-v1"
+enum pci_luemu_abi {
+	PCI_LUEMU_FUNCTIONS = 32,
+	PCI_LUEMU_BARS = 6,
+	PCI_LUEMU_BRIDGE = 1,		/* flag: it is above one that goes over, and must stay as it is */
+};
+
+struct pci_luemu_function {		/* by bus, slot, function */
+	u16 bdf, vendor, device, flags;
+	u32 class;			/* class, subclass, interface */
+	u8 header, secondary, reserved[2];	/* secondary: the bus behind a bridge */
+	u64 bar[PCI_LUEMU_BARS];	/* as in the register, with its low bits; the upper half of a wide one is with its lower */
+	u64 size[PCI_LUEMU_BARS];	/* 0: no such BAR */
+};
+static_assert(sizeof(struct pci_luemu_function) == 112, "pci-luemu-v1");
+
+struct pci_luemu_ser {
+	u64 checksum;			/* of the rest of the page */
+	u32 nr_functions, reserved;
+	u64 reserved2[6];
+	struct pci_luemu_function functions[PCI_LUEMU_FUNCTIONS];
+	u64 reserved3[56];
+};
+static_assert(sizeof(struct pci_luemu_ser) == 4096, "pci-luemu-v1");
+
+/* ---- vfio-pci-luemu-v1: a file; one page, its data is the address ---- */
+
+#define VFIO_LUEMU_COMPATIBLE	"vfio-pci-luemu-v1"
+enum vfio_luemu_abi {
+	VFIO_LUEMU_INTX = 0,		/* irq: VFIO's index */
+	VFIO_LUEMU_MSI = 1,
+	VFIO_LUEMU_NO_IRQ = 5,
+	VFIO_LUEMU_MASKED = 1,		/* flags: the pin, by VFIO */
+	VFIO_LUEMU_INTX_OFF = 2,	/* by the program, in COMMAND */
+	VFIO_LUEMU_MAKE_UP = 4,		/* an interrupt may have been lost: the first listener is told */
+	VFIO_LUEMU_RESET = 8,		/* the function can be reset */
+	VFIO_LUEMU_CONFIG = 256,
+};
+
+struct vfio_luemu_ser {
+	u64 checksum;			/* of the rest of the structure */
+	u16 bdf, vendor, device, reserved;
+	u32 irq, flags;
+	u32 object, table;		/* ids in the iommufd: device, HWPT */
+	u64 reserved2[3];
+	u8 config[VFIO_LUEMU_CONFIG];	/* what the program sees where it does not see the function's own */
+};
+static_assert(sizeof(struct vfio_luemu_ser) == 312, "vfio-pci-luemu-v1");
