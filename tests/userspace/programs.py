@@ -21,6 +21,8 @@ from kernels import build
 
 RELEASES = ("old", "new")
 INSTRUCTIONS_MAX = 3_000_000_000
+INSTRUCTIONS_LONG = 100_000_000_000
+"""For what belongs to a campaign."""
 RAM = 256 << 20
 HOST_SECONDS_MAX = 60
 
@@ -68,20 +70,24 @@ def archive(commands: Sequence[str], files: dict[str, bytes] | None = None) -> b
     return fs.build()
 
 
-def boot(release: str, initramfs: bytes, cmdline: str = "loglevel=4") -> list[str]:
+def boot(
+    release: str, initramfs: bytes, cmdline: str = "loglevel=4", instructions: int = INSTRUCTIONS_MAX
+) -> list[str]:
     """Everything a kernel printed, line by line, until it switched off or died."""
     with Machine(memory=RAM) as m:
         m.boot(Boot(kernel(release), cmdline, initramfs))
-        m.run(max_instructions=INSTRUCTIONS_MAX)
+        m.run(max_instructions=instructions)
         text = m.console.decode("utf-8", "replace")
     return text.replace("\r", "").splitlines()
 
 
-def on_kernel(release: str, *commands: str, files: dict[str, bytes] | None = None) -> list[Ran]:
+def on_kernel(
+    release: str, *commands: str, files: dict[str, bytes] | None = None, instructions: int = INSTRUCTIONS_MAX
+) -> list[Ran]:
     """Run commands one after the other on one of our kernels; see `archive`."""
     out: list[Ran] = []
     current: list[str] = []
-    console = boot(release, archive(commands, files))
+    console = boot(release, archive(commands, files), instructions=instructions)
     for line in console:
         if line.startswith("@@ end: "):
             out.append(Ran(current, line.removeprefix("@@ end: ")))

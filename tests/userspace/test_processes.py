@@ -7,7 +7,7 @@ import re
 import pytest
 
 from emu.initramfs import Initramfs
-from tests.userspace.programs import RELEASES, boot, on_kernel, program
+from tests.userspace.programs import INSTRUCTIONS_LONG, RELEASES, boot, on_kernel, program
 
 
 def alone(release: str, cmdline: str, init: bytes | None = None, where: str = "/init") -> list[str]:
@@ -113,7 +113,7 @@ ENDS = {
 
 
 def check_attempts(release: str, arguments: str) -> None:
-    (ran,) = on_kernel(release, f"hostile {arguments}")
+    (ran,) = on_kernel(release, f"hostile {arguments}", instructions=INSTRUCTIONS_LONG)
     said = [line for line in ran.lines if not line.startswith("Out of memory: Killed process")]
     assert said == [f"{what}: {end}" for what, end in ENDS.items()], "kernels/user/tests/hostile.c"
     assert ran.end == "exited 0"
@@ -124,7 +124,7 @@ def test_hostile_programs() -> None:
 
 
 def check_stress(release: str, rounds: int) -> None:
-    (ran,) = on_kernel(release, f"stress {rounds}")
+    (ran,) = on_kernel(release, f"stress {rounds}", instructions=INSTRUCTIONS_LONG)
     assert ran.lines == ["failures 0, counter 0, handled 1, children left 0"]
     assert ran.end == "exited 0"
 
@@ -151,5 +151,5 @@ def test_hostile_programs_leave_nothing_behind(release: str) -> None:
 @pytest.mark.parametrize("release", RELEASES)
 @pytest.mark.parametrize("first", range(0, 100, 10))
 def test_random_system_calls(first: int, release: str) -> None:
-    (ran,) = on_kernel(release, f"hostile random {first} 10")
+    (ran,) = on_kernel(release, f"hostile random {first} 10", instructions=INSTRUCTIONS_LONG)
     assert ran.lines[-1] == "random calls survived"
