@@ -387,7 +387,7 @@ static bool is_kept(u16 bdf)
 
 void iommu_shutdown(void)
 {
-	bool any = false;
+	bool any = iommu_luo_frozen();	/* something is handed over */
 	u32 bdf;
 
 	if (!iommu_present())

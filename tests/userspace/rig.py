@@ -95,6 +95,7 @@ class Spec:
     later: str = ""
     """added to those of all kernels but the first"""
     memory: int = MEMORY
+    devices: tuple[str, ...] = ()
     programs: Sequence[str] = ("lu", "pick")
     files: Sequence[tuple[str, bytes]] = ()
     init: Path | None = None
@@ -138,7 +139,7 @@ class Rig:
     machine: Machine = field(init=False)
 
     def __post_init__(self) -> None:
-        self.machine = Machine(self.spec.memory)
+        self.machine = Machine(self.spec.memory, devices=self.spec.devices)
         first = kernel(self.spec.kernels[0])
         cmdline, initramfs = self.spec.command_line(0), self.spec.initramfs()
         self.machine.boot(Boot(first.image, cmdline, initramfs, where=first.name))

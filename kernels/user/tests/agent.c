@@ -207,6 +207,36 @@ static long limit(char **w)
 	return result(setrlimit(!strcmp(w[1], "files") ? RLIMIT_NOFILE : RLIMIT_AS, &rl));
 }
 
+/* mmap SLOT SIZE ADDRESS PROT FLAGS OFFSET: at that address; slot -1: no file. */
+static long map(char **w)
+{
+	int anonymous = !strcmp(w[1], "-1");
+	void *p = mmap((void *)number(w[3]), number(w[2]), (int)number(w[4]),
+		       (int)number(w[5]) | MAP_FIXED | (anonymous ? MAP_ANONYMOUS : 0), anonymous ? -1 : slot(w[1]),
+		       (off_t)number(w[6]));
+
+	return p == MAP_FAILED ? result(-1) : 0;
+}
+
+/* ioctl SLOT NUMBER BYTES: the argument in hexadecimal; the answer has what has become of it. */
+static void any_ioctl(char **w)
+{
+	static unsigned char argument[LINE_SIZE / 2];
+	size_t size = strlen(w[3]) / 2;
+	long r;
+
+	for (size_t i = 0; i < size; i++) {
+		char byte[3] = { w[3][2 * i], w[3][2 * i + 1], 0 };
+
+		argument[i] = (unsigned char)strtoul(byte, NULL, 16);
+	}
+	r = result(ioctl(slot(w[1]), number(w[2]), argument));
+	fprintf(answers, "%ld ", r);
+	for (size_t i = 0; i < size; i++)
+		fprintf(answers, "%02x", argument[i]);
+	fprintf(answers, "\n");
+}
+
 static void carry_out(char *line);
 
 static void serve(FILE *from, FILE *to)
@@ -362,6 +392,25 @@ static void carry_out(char *line)
 		buffer[got > 0 ? got : 0] = '\0';
 		fprintf(answers, "%ld %s\n", result(got), buffer);
 		return;
+	} else if (IS("mmap"))
+		r = map(w);
+	else if (IS("munmap"))
+		r = result(munmap((void *)number(w[1]), number(w[2])));
+	else if (IS("ioctl")) {
+		any_ioctl(w);
+		return;
+	} else if (IS("load32")) {
+		fprintf(answers, "0 0x%x\n", *(volatile uint32_t *)number(w[1]));
+		return;
+	} else if (IS("store32")) {
+		*(volatile uint32_t *)number(w[1]) = (uint32_t)number(w[2]);
+		r = 0;
+	} else if (IS("setuid"))
+		r = result(setuid((uid_t)number(w[1])));
+	else if (IS("memlock")) {
+		struct rlimit rl = { number(w[1]), number(w[1]) };
+
+		r = result(setrlimit(RLIMIT_MEMLOCK, &rl));
 	} else if (IS("limit"))
 		r = limit(w);
 	else if (IS("load"))
