@@ -225,7 +225,8 @@ class E1000(PciFunction):
             return
         for base, (attribute, count) in regs.ARRAYS.items():
             if base <= offset < base + 4 * count:
-                getattr(self.s, attribute)[offset - base >> 2] = value
+                high = base == regs.RA and offset & 4
+                getattr(self.s, attribute)[offset - base >> 2] = value & regs.RAH if high else value
                 self._exact = None
 
     def _read_statistic(self, offset: int) -> int:

@@ -7,7 +7,7 @@ a value; arrays (`MTA`, `RA`, `VFTA`) and statistics have tables of their own. E
 from __future__ import annotations
 
 ALL = 0xFFFF_FFFF
-RING = 0x000F_FFF0  # bits of a descriptor ring's length that are kept: multiples of 128, here of 16
+RING = 0x000F_FF80  # of a ring's length: multiples of 128 bytes
 
 REGISTERS: dict[int, tuple[str, int, int]] = {
     # offset: name, bits that software writes, value after a reset
@@ -67,6 +67,7 @@ REGISTERS: dict[int, tuple[str, int, int]] = {
 MTA, RA, VFTA = 0x5200, 0x5400, 0x5600
 ARRAYS = {MTA: ("mta", 128), RA: ("ra", 32), VFTA: ("vfta", 128)}
 """Multicast hash table, receive addresses, VLAN filter: where, attribute of the state, number of words."""
+RAH = 0x8003_FFFF  # what the upper half of a receive address keeps
 
 ALIASES: dict[int, int] = {
     # where an 82542 has them (13.4, "alias"); these chips answer there as well
@@ -106,7 +107,7 @@ MDIC_WRITE, MDIC_READ, MDIC_READY, MDIC_INTERRUPT, MDIC_ERROR = 1, 2, 1 << 28, 1
 # ICR, ICS, IMS, IMC
 TXDW, TXQE, LSC, RXSEQ, RXDMT0, RXO, RXT0 = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 6, 1 << 7
 MDAC, TXD_LOW, SRPD = 1 << 9, 1 << 15, 1 << 16
-CAUSES = 0x0001_F6DF
+CAUSES = 0x0001_FFFF  # reserved ones can be raised too
 # RCTL
 RCTL_EN, RCTL_UPE, RCTL_MPE, RCTL_LPE = 1 << 1, 1 << 3, 1 << 4, 1 << 5
 RCTL_BAM, RCTL_VFE, RCTL_CFIEN, RCTL_CFI = 1 << 15, 1 << 18, 1 << 19, 1 << 20

@@ -121,6 +121,44 @@ def test_a_linux_with_vt_d_remaps(distribution: Path) -> None:
         assert not any(high >> 63 for high in unit.s.faults[1::2])
 
 
+@pytest.mark.parametrize(
+    ("devices", "cmdline"),
+    [(("e1000",), ""), (("vtd", "bridge", "bridge/e1000"), VTD_ON)],
+    ids=["plain", "behind a bridge, remapped"],
+)
+def test_linux_drives_the_network_card(distribution: Path, devices: tuple[str, ...], cmdline: str) -> None:
+    """Its driver's own tests pass, and it sends back each of 300 frames of up to 9 KB."""
+    root = project_root()
+    program = root / "build/tests/net_e1000"
+    compile_with_zig(root, LINUX_PROGRAM, [root / "tests/linux/net_e1000.c"], program)
+    archive = Initramfs()
+    archive.add_file("/init", program.read_bytes(), 0o755)
+    archive.add_device("/dev/console", 5, 1)
+    archive.add_file("/modules/0.ko", next(distribution.rglob("e1000.ko")).read_bytes())
+    traffic = "interval=150000,size=60-9216,count=300"
+    with Machine(512 << 20, devices=devices, traffic=traffic) as m:
+
+        def start(port: int, byte: int, now: int) -> None:
+            if m.serial[0].endswith(b"net: up"):
+                m.traffic.start(at=now + 1_000_000)
+
+        m.serial_sinks.append(start)
+        m.boot(Boot(image(distribution).read_bytes(), f"{CMDLINE} {cmdline} frames=300", archive.build()))
+        stop = m.run(max_instructions=20_000_000_000)
+        console = m.console.decode().replace("\r", "")
+        echoed, corrupted = m.traffic.stream(), m.traffic.s.corrupted
+    assert stop.kind is StopKind.POWER_OFF, f"{stop}\n{console[-3000:]}"
+    for line in (
+        "net: self-test passed: 0 0 0 0 0",
+        "net: rx_packets 300",
+        "net: rx_missed_errors 0",
+        "net: done",
+    ):
+        assert f"\n{line}\n" in console, f"not on the console: {line}\n{console[-3000:]}"
+    assert (echoed.ranges, echoed.duplicated, echoed.reordered, corrupted) == ([0, 300], 0, 0, 0)
+    assert not re.search(r"DMAR:.*fault", console)
+
+
 def test_linux_gives_the_device_to_a_program(distribution: Path, tmp_path: Path) -> None:
     """VFIO: DMA through Linux's tables, MSI and INTx through remapping, a fault after unmapping, reset.
 
