@@ -32,7 +32,7 @@ from emu.debug.owners import NOBODY, OWNERS, PRESERVED, SCRATCH, TABLES, Owners,
 from emu.debug.phases import NAMES
 from emu.debug.release import Kernel
 from emu.devices import vtd_tables as tables
-from emu.devices.pci import PciFunction
+from emu.devices.pci import CLASS, HEADER_TYPE, PciFunction
 from emu.devices.vtd import TE, Vtd
 from emu.dma import NO_RAM, NOWHERE
 from emu.machine import Machine, Snapshot
@@ -52,6 +52,7 @@ PHASES = tuple(NAMES)
 _PACK = struct.Struct("<QQQQIHBBBBBB4x").pack
 
 RIGHT, REFUSED, OFF, STALE, EXPOSED, NOT_PRESERVED, FREE, IMAGE, IN_SCRATCH, TABLE, INHERITED = range(11)
+MASTER, LOST_TABLE = 11, 12
 WRONGS = (
     "",
     "the remapping unit refused it",
@@ -64,11 +65,13 @@ WRONGS = (
     "the page is scratch",
     "the page is a table of the remapping unit",
     "the page is not preserved, and the grant is the previous kernel's",
+    "it masters the bus, and is not handed over",
+    "it goes through this table, which is not preserved",
 )
 """Why a device had no right, by number."""
 VIOLATIONS_MAX = 200
 EXPOSED_MAX = 20
-_TABLES_MAX = 1 << 16
+_TABLES_MAX = GRANTS_MAX = 1 << 16
 
 
 @dataclass
@@ -114,6 +117,8 @@ class DmaViolation:
         where = "no page" if self.phys is None else f"page {self.phys:#x} of {self.owner}"
         does = "writes to" if self.write else "reads"
         what = f"{does} {where}" if self.size else f"reaches {where}"
+        if not self.size and self.phys is None:
+            what = "is a bus master"
         times = f", {self.count:,} times" if self.count > 1 else ""
         return (
             f"{self.device} ({bdf(self.requester)}) {what} (IOVA {self.iova:#x}) in phase "
@@ -170,18 +175,9 @@ class Reference:
             size -= piece
 
 
-@dataclass
-class _Grant:
-    """What is remembered of one page of a device's addresses."""
-
-    version: int
-    state: tuple[int, int]
-    """root pointer and status of the remapping unit"""
-    frame: int
-    read: Callable[[Any], object]
-    values: object
-    owner: int
-    wrong: int
+_Grant = tuple[int, Callable[[Any], object], object, int, int]
+"""What is remembered of one page of a device's addresses: page frame number, the words of memory on which the
+judgement rests, their values, owner, what is wrong."""
 
 
 @dataclass
@@ -215,6 +211,8 @@ class DmaWatch:
         self._packed: npt.NDArray[Any] = np.empty(0, EVENT)
         self._words = memoryview(machine.memory.view).cast("B").cast("Q")  # type: ignore[arg-type]
         self._grants: dict[int, _Grant] = {}
+        """by requester, page and direction; good while `_state` is the same"""
+        self._state: object = None
         self._found: dict[tuple[int, int, int, str, int], DmaViolation] = {}
         self._names = {r: f.name for r, f in functions(machine).items()}
         self._updating = False
@@ -280,20 +278,37 @@ class DmaWatch:
         """At the jump: whatever a master may write to must be preserved."""
         masters = {r: f for r, f in functions(self.machine).items() if f.bus_master}
         self._names = {r: f.name for r, f in functions(self.machine).items()}
-        off = self._unit is None or not self._unit.s.gsts & TE
-        if off:
-            return  # a bus without remapping: only what a device does can be judged
+        if self._unit is None or not self._unit.s.gsts & TE:
+            for requester in self._ends(masters):  # nothing is between them and all of memory
+                self._violate(requester, 0, None, 0, NOBODY, MASTER)
+            return
+        reaching = {requester for requester, *_ in found.reach} & set(masters)
+        self._look_at_pages([span for span in found.reach if span[0] in reaching])
+        for requester in self._ends(masters):
+            if requester not in reaching:
+                self._violate(requester, 0, None, 0, NOBODY, MASTER)
+        for page in sorted(found.pages) if reaching else ():
+            if not self.owners.was_preserved(page):
+                self._violate(min(reaching), 0, page, 0, TABLES, LOST_TABLE)
+
+    def _look_at_pages(self, spans: list[tuple[int, int, int, int]]) -> None:
         exposed = 0
-        for requester, iova, phys, size in found.reach:
-            if requester not in masters:
-                continue
-            for at in range(0, size, PAGE):
-                if not self.owners.was_preserved(phys + at):
-                    owner = self.owners.of(phys + at)[0]
-                    self._violate(requester, iova + at, phys + at, 0, owner, EXPOSED)
-                    exposed += 1
-                    if exposed >= EXPOSED_MAX:
-                        return
+        for requester, iova, phys, size in spans:
+            pages = phys + np.arange(0, size, PAGE, dtype=np.uint64)
+            for at in (pages[~self.owners.were_preserved(pages)] - np.uint64(phys)).tolist():
+                owner = self.owners.of(phys + at)[0]
+                self._violate(requester, iova + at, phys + at, 0, owner, EXPOSED)
+                exposed += 1
+                if exposed >= EXPOSED_MAX:
+                    return
+
+    def _ends(self, masters: dict[int, PciFunction]) -> list[int]:
+        """Without the bridges."""
+        return [
+            r
+            for r, f in masters.items()
+            if f.register(HEADER_TYPE, 1) & 0x7F == 0 and f.register(CLASS + 2, 1) != 6
+        ]
 
     # ---- one request ---------------------------------------------------------------------------
 
@@ -304,17 +319,29 @@ class DmaWatch:
             self._right = False
             self._refuse(tick, requester, iova, phys, size, write, fault)
             return
-        owner, wrong = self._judge(requester, iova, phys, write)
-        end, at, start = phys + size, (phys & -PAGE) + PAGE, phys
-        good = not wrong
+        unit = self._unit
+        state = (
+            (self.owners.version, unit.s.root, unit.s.gsts & TE) if unit is not None else self.owners.version
+        )
+        if state != self._state:
+            self._state = state
+            self._grants.clear()
+        words, known = self._words, self._grants.get
+        end, at, start = phys + size, phys, phys
+        delta, base = iova - phys, requester << 53 | write
+        owner, wrong, good = -1, RIGHT, True
         while at < end:
-            next_owner, next_wrong = self._judge(requester, iova + at - phys, at, write)
-            if (next_owner, next_wrong) != (owner, wrong):
-                self._note(tick, requester, iova + start - phys, start, at - start, write, owner, wrong)
-                start, owner, wrong = at, next_owner, next_wrong
+            found = known(base | (at + delta) >> 12 << 1)
+            if found is None or found[0] != at >> 12 or found[1](words) != found[2]:
+                found = self._judge(requester, at + delta, at, write)
+            if found[3] != owner or found[4] != wrong:
+                if at > start:
+                    self._note(tick, requester, start + delta, start, at - start, write, owner, wrong)
+                    start = at
+                owner, wrong = found[3], found[4]
                 good = good and not wrong
-            at += PAGE
-        self._note(tick, requester, iova + start - phys, start, end - start, write, owner, wrong)
+            at = (at & -PAGE) + PAGE
+        self._note(tick, requester, start + delta, start, end - start, write, owner, wrong)
         self._right = good
 
     def _note(
@@ -392,29 +419,17 @@ class DmaWatch:
 
     # ---- the right to a page -------------------------------------------------------------------
 
-    def _judge(self, requester: int, iova: int, phys: int, write: bool) -> tuple[int, int]:
-        """(owner, what is wrong) of an access to one page."""
-        key = (requester << 52 | iova >> 12) << 1 | write
-        known = self._grants.get(key)
-        unit = self._unit
-        state = (0, 0) if unit is None else (unit.s.root, unit.s.gsts & TE)
-        if (
-            known is not None
-            and known.version == self.owners.version
-            and known.frame == phys >> 12
-            and known.state == state
-            and known.read(self._words) == known.values
-        ):
-            return known.owner, known.wrong
+    def _judge(self, requester: int, iova: int, phys: int, write: bool) -> _Grant:
+        """Owner of a page and what is wrong with an access to it."""
         owner, wrong, words = self._judge_anew(requester, iova, phys, write)
-        if words is not None:
-            if len(self._grants) > 1 << 16:
-                self._grants.clear()
-            read = getter(words)
-            self._grants[key] = _Grant(
-                self.owners.version, state, phys >> 12, read, read(self._words), owner, wrong
-            )
-        return owner, wrong
+        if words is None:
+            return phys >> 12, getter(()), None, owner, wrong
+        if len(self._grants) > GRANTS_MAX:
+            self._grants.clear()
+        read = getter(words)
+        found = phys >> 12, read, read(self._words), owner, wrong
+        self._grants[requester << 53 | write | iova >> 12 << 1] = found
+        return found
 
     def _judge_anew(self, requester: int, iova: int, phys: int, write: bool) -> tuple[int, int, Words | None]:
         owners = self.owners

@@ -1,9 +1,9 @@
 """What a run of the workload `net` came to: frames, gaps, and DMA by phase.
 
 Three parties count. The traffic source, outside the machine, knows what it sent while the receiver was on
-(`Sent`). The program in the machine (kernels/user/net) knows what it received; it says so in a line that begins
-with ``@net``. The watcher of DMA (`emu.debug.dmacheck`) knows what was written into memory, when, and by whom.
-A run is good if they agree.
+(`Sent`). The program in the machine (kernels/user/net) knows what it received; it says so in a line that
+begins with ``@net``. The watcher of DMA (`emu.debug.dmacheck`) knows what was written into memory, when, and
+by whom. A run is good if they agree.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ import numpy as np
 
 from emu.debug.dmacheck import PHASES, DmaViolation, DmaWatch
 from emu.debug.phases import NAMES, Record
+from emu.devices.e1000 import E1000
+from emu.devices.e1000_regs import RCTL_EN
+from emu.traffic import Traffic
 
 _MARK = b"@net "
 BLACKOUT = ("P9", "P10", "P11", "P12", "P13", "P14", "P15", "P16", "P17", "P18", "P19", "P20")
@@ -128,6 +131,30 @@ class Net:
         }
 
 
+class Sent:
+    """Counts the frames that arrive at a controller while its receiver is on."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        assert isinstance(traffic.nic, E1000)
+        self.nic = traffic.nic
+        self.traffic = traffic
+        self.count = 0
+        self.first_tick = self.last_tick = 0
+        traffic.taps.append(self)
+
+    def __call__(self, tick: int, sent_by_card: bool, frame: bytes) -> None:
+        """A frame is on the cable."""
+        if not sent_by_card and self.nic.s.regs["RCTL"] & RCTL_EN:
+            self.first_tick = self.first_tick or tick
+            self.last_tick = tick
+            self.count += 1
+
+    @property
+    def ticks_per_frame(self) -> float | None:
+        """The mean distance between frames; None if there were fewer than two."""
+        return (self.last_tick - self.first_tick) / (self.count - 1) if self.count > 1 else None
+
+
 def instruction_at(records: Sequence[Record], tick: int) -> int:
     """Number of the instruction at a tick, to the phase exactly, inside one as if it idled evenly."""
     for r in reversed(records):
@@ -153,16 +180,10 @@ def phase_ticks(records: Sequence[Record]) -> dict[str, int]:
     return out
 
 
-def conclude(
-    report: NetReport | None,
-    sent: int,
-    watch: DmaWatch,
-    requesters: set[int],
-    records: Sequence[Record],
-    ticks_per_frame: float | None,
-) -> Net:
-    """Put together what all have counted. ``sent``: by the source while the receiver was on."""
+def conclude(report: NetReport | None, source: Sent, watch: DmaWatch, records: Sequence[Record]) -> Net:
+    """Put together what all have counted."""
     reasons: list[str] = []
+    sent = source.count
     r = report or NetReport()
     if report is None:
         reasons.append("the receiver did not report")
@@ -197,11 +218,11 @@ def conclude(
         corrupted=r.corrupted,
         reordered=r.reordered,
         longest_gap_instructions=instruction_at(records, r.gap[1]) - instruction_at(records, r.gap[0]),
-        dma_writes=writes_by_phase(watch, requesters),
+        dma_writes=writes_by_phase(watch, {source.nic.requester}),
         phase_ticks=phase_ticks(records),
         poll_gap_ticks=poll,
         ring=r.ring,
-        ring_needed=int(poll / ticks_per_frame) + 1 if ticks_per_frame else 0,
+        ring_needed=int(poll / source.ticks_per_frame) + 1 if source.ticks_per_frame else 0,
         backlog=r.backlog,
         irq=r.irq,
         signals=r.signals,

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emu.debug import guest
 from emu.debug.guest import UnknownLayout
@@ -218,10 +219,14 @@ class Owners:
 
     def was_preserved(self, phys: int) -> bool:
         """Whether the page was handed over to the running kernel."""
+        return bool(self.were_preserved(np.array([phys], np.uint64))[0])
+
+    def were_preserved(self, phys: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """The same of many pages."""
         received = self._received
         if received is None or received.handover is None:
-            return False
-        return bool(received.handover.preserved.touched(np.array([phys], np.uint64))[0])
+            return np.zeros(len(phys), np.bool_)
+        return received.handover.preserved.touched(phys)
 
     def restored(self, phys: int) -> bool:
         """Whether the running kernel has taken the page back."""

@@ -16,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+from emu.debug import dmacheck
+from emu.debug.faults import FAULTS, fault
 from emu.debug.output import (
     Paint,
     UsageError,
@@ -31,7 +33,7 @@ from emu.debug.phases import NAMES, Record
 from emu.debug.release import RELEASES, kernel_name
 from emu.debug.update import MAX_INSTRUCTIONS, Options, Result, Update, split_command
 from emu.debug.workloads import DEFAULT as DEFAULT_WORKLOAD
-from emu.debug.workloads import WORKLOADS, Workload, cache_line, workload
+from emu.debug.workloads import WORKLOADS, Stream, Workload, cache_line, workload
 from emu.errors import ConfigError, EmuError, ImageError
 from emu.files import read_file
 from emu.initproto import Transcript
@@ -94,6 +96,11 @@ def add_parser(subparsers: Any) -> None:
     a("--preserve", metavar="SIZE", help="size of the cache, or of the test memory of kho")
     a("--preserve-order", metavar="N", help="all of it in folios of 2^N pages (test_kho.order=)")
     a("--scratch", metavar="L,G,N", help="sizes of the scratch areas: low, global, node (kho_scratch=)")
+    a("--rate", metavar="N", help="frames a second that workload net receives (default 20000)")
+    a("--frame-size", metavar="BYTES", help="their size without check sequence, 60 to 9216 (default 1500)")
+    a("--ring", metavar="N", help="descriptors of the receiver's ring (default 4096)")
+    a("--irq", action="store_true", help="the receiver is driven by interrupts, not by polling")
+    a("--fault", metavar="NAME", help="workload net with a mistake of the kernels' (help: list them)")
     a("--before", action="append", default=[], metavar="CMD", help="run this before each update")
     a("--after", action="append", default=[], metavar="CMD", help="run this after each update")
     a("--file", action="append", default=[], metavar="HOST:GUEST", help="put a host file into the machine")
@@ -108,6 +115,7 @@ def add_parser(subparsers: Any) -> None:
     a("--save", action="append", default=[], metavar="WHEN=FILE", help="keep the machine at a moment")
     a("--dump", action="append", default=[], metavar="WHEN=FILE", help="keep its memory: raw, .zst or .elf")
     a("--trace", metavar="FILE", help="write what happens as JSON lines")
+    a("--trace-dma", action="store_true", help="in the trace: each DMA request as well")
     a("--max-instructions", default=str(MAX_INSTRUCTIONS), metavar="N", help="give up after this many")
     a("--strict-memory", action="store_true", help="end the run at an access to nothing")
     a("--raw", action="store_true", help="observe nothing: no symbols, no phases, no verdict")
@@ -180,6 +188,8 @@ def options(args: argparse.Namespace) -> Options:
         raw=args.raw,
         strict_memory=args.strict_memory,
         max_instructions=parse_number(args.max_instructions, "--max-instructions"),
+        devices=work.devices,
+        traffic=work.traffic,
         at=at,
     )
 
@@ -197,11 +207,44 @@ def _workload(args: argparse.Namespace) -> Workload:
                 raise UsageError("makes no sense with --incoming: the image has all that", f"--{option}")
         if len(args.new) > 1:
             raise UsageError("one kernel starts on what is --incoming", "--new")
+    if args.fault is not None and name is None:
+        name = "net"
     if name is None:
         own = args.before or args.after or args.interactive or args.init or args.initramfs or args.incoming
         name = "kho" if own else DEFAULT_WORKLOAD
     preserve = None if args.preserve is None else parse_number(args.preserve, "--preserve")
-    return workload(name, preserve)
+    stream = _stream(args)
+    if name != "net":
+        for option, value in _STREAM.items():
+            if getattr(args, value):
+                raise UsageError("only workload net has that", option)
+        return workload(name, preserve)
+    updates = len(args.new) or 1 if args.updates is None else parse_number(args.updates, "--updates")
+    if args.fault is None:
+        return workload(name, preserve, stream, updates)
+    mistake = fault(args.fault)
+    work = workload(name, preserve, stream, updates, mistake.start)
+    return replace(work, cmdline=f"{work.cmdline} break={mistake.breaks}")
+
+
+_STREAM = {
+    "--rate": "rate",
+    "--frame-size": "frame_size",
+    "--ring": "ring",
+    "--irq": "irq",
+    "--fault": "fault",
+}
+
+
+def _stream(args: argparse.Namespace) -> Stream:
+    """What is received, where it is not the default."""
+    given: dict[str, Any] = {
+        name: parse_number(getattr(args, name), option)
+        for option, name in _STREAM.items()
+        if name in ("rate", "frame_size", "ring") and getattr(args, name) is not None
+    }
+    irq = args.irq or (args.fault is not None and fault(args.fault).irq)
+    return Stream(irq=irq, **given)
 
 
 def _parameters(args: argparse.Namespace) -> list[str]:
@@ -323,6 +366,12 @@ class Trace:
                 self.ended.add(i)
                 self.write("exit", argv=list(p.argv), status=p.status, signal=p.signal)
 
+    def dma(self) -> None:
+        """Each DMA request, at the end: their ticks say when they were."""
+        watch = self.update.dma
+        for event in watch.records() if watch is not None else ():
+            self.file.write(dmacheck.plain(event))
+
     def end(self, stop: Stop) -> None:
         self.write("end", kind=stop.kind.value, message=stop.message)
         self.file.close()
@@ -405,6 +454,12 @@ def run(args: argparse.Namespace) -> int:
         for name, what in WORKLOADS.items():
             print(f"{name:<8}{what}")
         return 0
+    if args.fault == "help":
+        for name, one in FAULTS.items():
+            print(f"{name:<13}{one.what}")
+        return 0
+    if args.trace_dma and not args.trace:
+        return fail(UsageError("says where: --trace FILE", "--trace-dma"), args.json)
     try:
         o = options(args)
         update = Update(o)
@@ -430,6 +485,8 @@ def run(args: argparse.Namespace) -> int:
             _interact(update, _path(args.record_input))
         result = update.run(progress)
         if trace is not None:
+            if args.trace_dma:
+                trace.dma()
             trace.end(result.stop)
     except (ConfigError, ImageError) as e:
         return fail(e, args.json)
@@ -470,6 +527,8 @@ def show(result: Result, *, verbose: bool = False) -> None:
                 print("  | " + clean(line))
     if result.cache is not None:
         print(f"cache: {cache_line(result.cache)}")
+    if result.net is not None:
+        _show_net(result.net)
     for v in result.violations[:VIOLATIONS_SHOWN_MAX]:
         at = "" if v["phys"] is None else f" ({v['phys']:#x})"
         print(paint("red", f"{v['id']} at {v['moment']}: {v['message']}{at}"))
@@ -483,6 +542,33 @@ def show(result: Result, *, verbose: bool = False) -> None:
     else:
         for reason in result.reasons:
             print(paint("red", f"not ok: {reason}"))
+
+
+def _show_net(n: dict[str, Any]) -> None:
+    print(
+        f"net: {n['sent']:,} frames sent, {n['received']:,} received: {n['lost']:,} lost, "
+        f"{n['duplicated']:,} duplicated, {n['corrupted']:,} corrupted, {n['reordered']:,} out of order"
+    )
+    print(
+        f"  longest time without a frame {n['longest_gap_instructions']:,} instructions; "
+        f"without a look at the ring across an update {n['poll_gap_ticks'] / 1e6:,.3f} ms"
+    )
+    print(
+        f"  that takes {n['ring_needed']:,} of the ring's {n['ring'] - 1:,} descriptors at this rate; "
+        f"{n['backlog']:,} had been filled"
+    )
+    if n["interrupts"]["used"]:
+        i = n["interrupts"]
+        print(f"  interrupts: {i['signals']:,} signals, {i['spurious']:,} spurious, {i['lost']:,} lost")
+    print(f"  {'DMA writes in phase':<24}{'writes':>10}{'microseconds':>15}")
+    for phase, writes in n["dma_writes"].items():
+        print(f"  {phase:<24}{writes:>10,}{n['phase_ticks'].get(phase, 0) / 1000:>15,.1f}")
+    for v in n["dma_violations"][:VIOLATIONS_SHOWN_MAX]:
+        where = "no page" if v["phys"] is None else f"page {v['phys']:#x} of {v['owner']}"
+        print(
+            f"  DMA violation: {v['device']} ({v['bdf']}), {where}, phase {v['phase']} of kernel "
+            f"{v['kernel']}: {v['reason']} ({v['count']:,} times)"
+        )
 
 
 def _show_phases(result: Result, paint: Paint) -> None:

@@ -29,6 +29,7 @@ from emu.debug.guest import UnknownLayout
 from emu.debug.incoming import Incoming
 from emu.debug.inspect import _describe_session as describe_session
 from emu.debug.invariants import RuntimeChecker
+from emu.debug.net import Net, NetReport, Sent, conclude
 from emu.debug.own import OwnChecker
 from emu.debug.phases import PhaseObserver, Record
 from emu.debug.release import Kernel
@@ -89,6 +90,8 @@ class Options:
     max_instructions: int = MAX_INSTRUCTIONS
     devices: Sequence[str] = ()
     """what the machine has beyond a plain PC (docs/devices.md)"""
+    traffic: str = ""
+    """what arrives at its network card (`emu.traffic.TrafficSpec`)"""
     at: Sequence[tuple[str, str, Path]] = ()
     """(what, when, file): what is "save" or "dump", when a moment, phase id or instruction number"""
 
@@ -245,6 +248,8 @@ class Result:
     """what a kernel of the project left in its epitaph"""
     cache: dict[str, Any] | None = None
     """what the cache's client found, all updates together; None if there is no cache"""
+    net: dict[str, Any] | None = None
+    """what the receiver of the workload `net` and those who watched it found; None if there is none"""
 
     def plain(self) -> dict[str, Any]:
         """For JSON: the run, with the fields of the last update repeated at the top."""
@@ -263,6 +268,7 @@ class Result:
             "updates": self.updates,
             "panic": self.panic,
             "cache": self.cache,
+            "net": self.net,
         }  # fmt: skip
 
 
@@ -293,7 +299,10 @@ class Update:
         self.symbols = [kernel.symbols for kernel in self.chain.kernels]
         self.incoming = Incoming.open(o.incoming) if o.incoming is not None else None
         memory = o.memory if self.incoming is None else self.incoming.size
-        self.machine = Machine(memory, strict_memory=o.strict_memory, devices=o.devices)
+        self.machine = Machine(
+            memory, strict_memory=o.strict_memory, devices=o.devices, traffic=o.traffic or None
+        )
+        self.sent = Sent(self.machine.traffic) if o.traffic else None
         self.transcript = Transcript()
         self.reader = RecordReader()
         self.record_error: RecordError | None = None
@@ -783,6 +792,8 @@ class Update:
         if violations:
             first = violations[0]
             reasons.append(f"{len(violations)} violation(s); the first: {first.id}: {first.message}")
+        net = self._net()
+        reasons += [] if net is None else net.reasons
         reasons += self._dma_reasons()
         if self._host_writes:
             phys, size, by = self._host_writes[0]
@@ -810,7 +821,16 @@ class Update:
             epitaph=epitaph.text(died[1]) if died is not None else text,
             panic=died[1] if died is not None else None,
             cache=together([r for r in self._cache_reports().values() if r is not None]),
+            net=None if net is None else net.plain(),
         )  # fmt: skip
+
+    def _net(self) -> Net | None:
+        """What came of the workload `net`, if it ran."""
+        runs = [p for p in self.transcript.programs if posixpath.basename(p.argv[0]) == "net"]
+        if not runs or self.sent is None or self.dma is None or self.observer is None:
+            return None
+        reports = [report for report in (NetReport.parse(p.output) for p in runs) if report is not None]
+        return conclude(reports[-1] if reports else None, self.sent, self.dma, self.observer.records)
 
     def _dma_reasons(self) -> list[str]:
         found = self.dma.violations if self.dma is not None else []

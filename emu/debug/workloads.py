@@ -21,11 +21,14 @@ from emu.errors import ConfigError
 MIB = 1 << 20
 CACHE_BYTES, CACHE_BYTES_MIN = 16 * MIB, 4 * MIB
 CHAIN_UPDATES = 4
+FRAME_SIZE = 60, 9216
+RING_MAX = 32768
 _CACHE_MARK = b"@cache "
 
 WORKLOADS = {
     "cache": "a cache service with its store in memfds, written to until the kernel stops (default)",
     "chain": f"the same through {CHAIN_UPDATES} updates, old and new by turns (--updates says how many)",
+    "net": "a receiver in user space owns a network card; frames keep coming; the cache beside it",
     "many": "thousands of sessions and files",
     "sparse": "files with holes, odd sizes, seals and positions",
     "abort": "every way in which a live update does not take place, and the one that does after all",
@@ -45,12 +48,51 @@ class Workload:
     cmdline: str = ""
     updates: int = 1
     memory: int = 512 * MIB
+    devices: Sequence[str] = ()
+    traffic: str = ""
+    """what arrives at the network card (`emu.traffic`)"""
 
 
-def workload(name: str, preserve: int | None = None) -> Workload:
-    """By name; ``preserve`` is the size of what it hands over, if it has one. Raises ConfigError."""
+@dataclass(frozen=True)
+class Stream:
+    """What the workload `net` receives, and how. Raises ConfigError."""
+
+    rate: int = 20_000
+    """frames a second"""
+    frame_size: int = 1500
+    irq: bool = False
+    ring: int = 4096
+    start: int = 0
+    """tick of the first frame"""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rate <= 10_000_000:
+            raise ConfigError(f"{self.rate} frames a second: 1 to 10,000,000 are possible", "--rate")
+        if not FRAME_SIZE[0] <= self.frame_size <= FRAME_SIZE[1]:
+            raise ConfigError(f"a frame has {FRAME_SIZE[0]} to {FRAME_SIZE[1]} bytes", "--frame-size")
+        if not 8 <= self.ring <= RING_MAX or self.ring % 8:
+            raise ConfigError(f"a ring has 8 to {RING_MAX} descriptors, a multiple of 8", "--ring")
+
+    @property
+    def buffer(self) -> int:
+        """The smallest buffer that a frame fits in."""
+        return next(size for size in (2048, 4096, 8192, 16384) if size >= self.frame_size + 4)
+
+    @property
+    def memory(self) -> int:
+        """Of ring and buffers."""
+        return 2 * MIB + -(-self.ring * self.buffer // (2 * MIB)) * 2 * MIB
+
+
+def workload(
+    name: str, preserve: int | None = None, stream: Stream | None = None, updates: int = 1, more: str = ""
+) -> Workload:
+    """By name; ``preserve`` is the size of what it hands over, if it has one. Of `net`: ``stream``, how many
+    updates there will be, and ``more`` for the receiver's command. Raises ConfigError."""
     if name not in WORKLOADS:
         raise ConfigError(f"is none of {', '.join(WORKLOADS)}", f"workload {name}")
+    if name == "net":
+        return _net(CACHE_BYTES_MIN if preserve is None else preserve, stream or Stream(), updates, more)
     if name in ("cache", "chain"):
         return _cache(name, CACHE_BYTES if preserve is None else preserve)
     if name == "kho":
@@ -71,6 +113,23 @@ def _cache(name: str, store: int) -> Workload:
     updates = CHAIN_UPDATES if name == "chain" else 1
     before, after = f"cache start {store}", "cache check"
     return Workload(name, [before], [after], ["cache"], updates=updates, memory=memory)
+
+
+def _net(store: int, stream: Stream, updates: int, more: str) -> Workload:
+    cache = _cache("cache", store)
+    irq = " --irq" if stream.irq else ""
+    start = f"net start --ring {stream.ring} --buffer {stream.buffer}{irq} {more}".strip()
+    return replace(
+        cache,
+        name="net",
+        before=[start, *cache.before],
+        after=[f"net check {max(updates, 1)}", *cache.after],
+        programs=["net", *cache.programs],
+        cmdline="vfio-pci.ids=8086:100e",
+        memory=cache.memory + -(-stream.memory // (64 * MIB)) * 64 * MIB,
+        devices=("vtd", "e1000", "edu"),
+        traffic=f"rate={stream.rate},size={stream.frame_size},start={stream.start}",
+    )
 
 
 # ---- what a run of the cache came to -----------------------------------------------------------------
@@ -189,4 +248,7 @@ class Ledger:
         return out
 
 
-__all__ = ["DEFAULT", "WORKLOADS", "CacheReport", "Ledger", "Workload", "cache_line", "together", "workload"]
+__all__ = [
+    "DEFAULT", "WORKLOADS", "CacheReport", "Ledger", "Stream", "Workload", "cache_line", "together",
+    "workload",
+]  # fmt: skip

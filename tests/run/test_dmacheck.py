@@ -164,8 +164,19 @@ def test_masters_at_the_jump_reach_preserved_pages_only(machine: Machine, watch:
     master(machine)
     watch.phase("P11")
     watch.moment("J", None, machine.snapshot())
-    assert [(v.phys, v.size, v.generation) for v in watch.violations] == [(BUFFER, 0, 0)]
-    assert "reaches page" in str(watch.violations[0])
+    page, *through = watch.violations
+    assert (page.phys, page.size, page.generation) == (BUFFER, 0, 0) and "reaches page" in str(page)
+    assert [v.phys for v in through] == [ROOT, CONTEXT, TOP, UPPER, LOWER, LEAVES]
+
+
+def test_a_master_without_tables_should_have_been_silenced(machine: Machine, watch: DmaWatch) -> None:
+    translated(machine)
+    entry(machine, CONTEXT, EDU, 0, 16)
+    master(machine)
+    watch.phase("P11")
+    watch.moment("J", None, machine.snapshot())
+    [found] = watch.violations
+    assert (found.device, found.phys) == ("edu", None) and "is a bus master" in str(found)
 
 
 def test_a_silent_function_may_keep_its_tables(machine: Machine, watch: DmaWatch) -> None:
