@@ -7,6 +7,8 @@
  *	net check [N]	after it: retrieves everything, goes on receiving, reports. After N updates it stops receiving first,
  *			so that the report is final
  *	net stop	stops receiving and reports
+ *	net receive [--irq] [--ring N] [--buffer BYTES] MS
+ *			receives for so many milliseconds and reports; nothing is preserved, so that it runs on any Linux
  *
  * The receiver is a process that is left behind. It holds the device, an iommufd, and two memfds: the ring with its
  * buffers, the only memory that the device can reach, and the account (receiver.h). It preserves them in this order:
@@ -274,6 +276,13 @@ static void wait_for_interrupt(struct receiver *r)
 	vfio_unmask_intx(&r->nic.vfio);
 }
 
+static void end_receiving(struct receiver *r)
+{
+	e1000_receive(&r->nic, false);
+	drain(r);
+	r->account->missed += e1000_missed(&r->nic);
+}
+
 static void answer(struct receiver *r)
 {
 	struct account *a = r->account;
@@ -284,9 +293,7 @@ static void answer(struct receiver *r)
 		status = preserve(r);
 		break;
 	case REQUEST_STOP:
-		e1000_receive(&r->nic, false);
-		drain(r);
-		a->missed += e1000_missed(&r->nic);
+		end_receiving(r);
 		status = 0;
 		break;
 	default:
@@ -296,14 +303,19 @@ static void answer(struct receiver *r)
 	__atomic_store_n(&a->answer, status < 0 ? 2 : 1, __ATOMIC_RELEASE);
 }
 
+static void look(struct receiver *r)
+{
+	if (r->account->interrupts)
+		wait_for_interrupt(r);
+	else if (receiver_poll(r->account, &r->nic, BURST) == 0)
+		sleep_ns(PAUSE_NS);
+}
+
 static _Noreturn void receive_for_ever(struct receiver *r)
 {
 	for (;;) {
 		answer(r);
-		if (r->account->interrupts)
-			wait_for_interrupt(r);
-		else if (receiver_poll(r->account, &r->nic, BURST) == 0)
-			sleep_ns(PAUSE_NS);
+		look(r);
 	}
 }
 
@@ -418,16 +430,16 @@ static int begin_again(struct receiver *r)
 	return take_over(r) < 0 || go_on(r) < 0 ? -1 : 0;
 }
 
-static int start(uint32_t count, uint32_t buffer)
+static int start(struct receiver *r)
 {
-	struct receiver r = { .nic = { .count = count, .buffer = buffer }, .event = -1, .session = -1 };
 	struct account *a = running_account();
 
 	if (a != NULL)
 		return ask(a, REQUEST_PRESERVE) < 0;
-	if (leave_behind(&r, begin_new) < 0)
+	if (leave_behind(r, begin_new) < 0)
 		return 1;
-	printf("net: receives into %u buffers of %u bytes%s\n", count, buffer, with_interrupts ? ", by interrupts" : "");
+	printf("net: receives into %u buffers of %u bytes%s\n", r->nic.count, r->nic.buffer,
+	       with_interrupts ? ", by interrupts" : "");
 	return 0;
 }
 
@@ -468,14 +480,36 @@ static bool number(const char *text, uint64_t max, uint64_t *value)
 
 static int usage(void)
 {
-	fprintf(stderr, "usage: net start [--irq] [--unmap] [--ring N] [--buffer BYTES] | check [N] | stop\n");
+	fprintf(stderr, "usage: net start [--irq] [--unmap] [--ring N] [--buffer BYTES] | check [N] | stop\n"
+			"       net receive [--irq] [--ring N] [--buffer BYTES] MS\n");
 	return 2;
 }
 
-static int start_with(int argc, char **argv)
+static int receive(struct receiver *r, uint64_t ms)
 {
-	uint64_t count = RING, buffer = BUFFER;
+	struct timespec now, end;
 
+	if (set_up(r, with_interrupts) < 0)
+		return 1;
+	clock_gettime(CLOCK_MONOTONIC, &end);
+	end.tv_sec += (time_t)(ms / 1000);
+	end.tv_nsec += (long)(ms % 1000) * 1000000;
+	do {
+		look(r);
+		clock_gettime(CLOCK_MONOTONIC, &now);
+	} while ((now.tv_sec - end.tv_sec) * 1000000000 + now.tv_nsec - end.tv_nsec < 0);
+	end_receiving(r);
+	return report(r->account, true);
+}
+
+/* `net start` and `net receive`, which ends with a time. */
+static int start_with(int argc, char **argv, bool timed)
+{
+	struct receiver r = { .event = -1, .session = -1 };
+	uint64_t count = RING, buffer = BUFFER, ms = 0;
+
+	if (timed && (argc < 1 || !number(argv[--argc], 1U << 30, &ms)))
+		return usage();
 	for (int i = 0; i < argc; i++) {
 		if (strcmp(argv[i], "--irq") == 0)
 			with_interrupts = true;
@@ -490,7 +524,9 @@ static int start_with(int argc, char **argv)
 	}
 	if (count < 8 || count % 8 != 0 || buffer < 2048 || (buffer & (buffer - 1)) != 0)
 		return usage();
-	return start((uint32_t)count, (uint32_t)buffer);
+	r.nic.count = (uint32_t)count;
+	r.nic.buffer = (uint32_t)buffer;
+	return timed ? receive(&r, ms) : start(&r);
 }
 
 int main(int argc, char **argv)
@@ -498,7 +534,9 @@ int main(int argc, char **argv)
 	uint64_t last = 0;
 
 	if (argc >= 2 && strcmp(argv[1], "start") == 0)
-		return start_with(argc - 2, argv + 2);
+		return start_with(argc - 2, argv + 2, false);
+	if (argc >= 2 && strcmp(argv[1], "receive") == 0)
+		return start_with(argc - 2, argv + 2, true);
 	if (argc >= 2 && argc <= 3 && strcmp(argv[1], "check") == 0 && (argc == 2 || number(argv[2], UINT32_MAX, &last)))
 		return check(last);
 	if (argc == 2 && strcmp(argv[1], "stop") == 0)
