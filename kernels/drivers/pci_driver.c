@@ -75,7 +75,7 @@ static void pci_shutdown(void)
 	struct pci_dev *dev;
 
 	list_for_each_entry_reverse(dev, &pci_devices, list) {
-		if (dev->preserved)
+		if (pci_luo_kept(dev))
 			continue;
 		if (dev->driver && dev->driver->shutdown)
 			dev->driver->shutdown(dev);

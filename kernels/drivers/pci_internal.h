@@ -9,4 +9,5 @@ void pci_scan(void);
 void pci_luo_start(void);			/* the record of the previous kernel, before the scan */
 /* Is it handed over? Then all that a scan would find out by writing comes from the record. */
 bool pci_luo_incoming(struct pci_dev *dev);
+bool pci_luo_kept(const struct pci_dev *dev);	/* by the shutdown that comes: it goes over, or is above one that does */
 void pci_luo_scanned(void);			/* what is in the record and was not found ends the handover */

@@ -38,6 +38,10 @@ static void line_interrupt(unsigned int gsi, void *data)
 		if (!asserts(dev))
 			continue;
 		any = true;
+		if (irq->held) {	/* this kernel ends */
+			free_irq(gsi);
+			break;
+		}
 		irq->fn(dev, irq->data);
 	}
 	line->unclaimed = any ? 0 : line->unclaimed + 1;
@@ -164,4 +168,26 @@ void pci_free_irq(struct pci_dev *dev)
 		free_vector(dev->irq.vector);
 	}
 	dev->irq.kind = PCI_IRQ_NONE;
+	dev->irq.held = false;
+}
+
+void pci_hold_irq(struct pci_dev *dev)
+{
+	u64 flags = spin_lock_irqsave(&lines_lock);
+
+	dev->irq.held = dev->irq.kind == PCI_IRQ_INTX;
+	spin_unlock_irqrestore(&lines_lock, flags);
+}
+
+int pci_resume_irq(struct pci_dev *dev)
+{
+	u64 flags = spin_lock_irqsave(&lines_lock);
+	int err = 0;
+
+	if (dev->irq.held) {
+		err = request_irq(dev->gsi, line_interrupt, &lines[dev->gsi % LINES]);
+		dev->irq.held = false;
+	}
+	spin_unlock_irqrestore(&lines_lock, flags);
+	return err == -EBUSY ? 0 : err;		/* it did not come to that */
 }

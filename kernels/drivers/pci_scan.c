@@ -71,7 +71,8 @@ static void read_bars(struct pci_dev *dev)
 		b->phys = (u64)high << 32 | (value & ~0xfU);
 		b->size = ~(wide_mask & ~0xfUL) + 1;
 	}
-	pci_write(dev, PCI_COMMAND, 2, command);
+	/* nobody has given it memory yet, whoever did before */
+	pci_write(dev, PCI_COMMAND, 2, command & ~(u32)PCI_COMMAND_MASTER);
 }
 
 static void read_windows(struct pci_dev *b)
@@ -174,6 +175,8 @@ static void scan_bus(u32 bus, struct pci_dev *bridge)
 			scan_bus(b->secondary, b);
 			continue;
 		}
+		if (b->incoming)	/* it must not be numbered: what is behind it is lost */
+			continue;
 		if (last_bus >= limit) {
 			pr_warn(PCI_NAME " gets no bus number: what is behind it is not used\n", PCI_NAME_ARGS(b));
 			continue;

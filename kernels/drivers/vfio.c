@@ -26,7 +26,7 @@ void vfio_start(struct vfio_device *v)
 	pci_set_master(v->dev, false);
 	pci_msi_off(v->dev);
 	v->irq = VFIO_IRQS;
-	v->masked = v->masked_by_command = v->make_up = false;
+	v->masked = v->masked_by_command = v->make_up = v->resume = false;
 	vfio_config_init(v);
 }
 
@@ -41,13 +41,19 @@ void vfio_stop(struct vfio_device *v)
 	pci_set_master(v->dev, false);
 }
 
+/* The file of a function that was handed over has an owner before it has an iommufd, whichever is retrieved first. */
+bool vfio_is_bound(struct vfio_file *vf)
+{
+	if (vf->v->owner != vf)
+		return false;
+	return vf->iommufd || !iommufd_of(vf->v->dev, &vf->iommufd, &vf->id, &vf->pt);
+}
+
 static int vfio_open(struct inode *inode, struct file *f)
 {
 	struct vfio_device *v = inode->private;
 	struct vfio_file *vf;
 
-	if (v->refused)
-		return -EIO;
 	vf = kzalloc(sizeof(*vf), GFP_KERNEL);
 	if (!vf)
 		return -ENOMEM;
@@ -64,8 +70,10 @@ static void vfio_release(struct file *f)
 	mutex_lock(&v->lock);
 	if (v->owner == vf) {
 		vfio_stop(v);
-		iommufd_unbind(vf->iommufd, v->dev);
-		iommufd_put(vf->iommufd);
+		if (vfio_is_bound(vf)) {
+			iommufd_unbind(vf->iommufd, v->dev);
+			iommufd_put(vf->iommufd);
+		}
 		v->owner = NULL;
 	}
 	mutex_unlock(&v->lock);
@@ -110,6 +118,8 @@ static int bind(struct vfio_file *vf, void *user)
 	if (IS_ERR(ctx))
 		return (int)PTR_ERR(ctx);
 	err = iommufd_bind(ctx, v->dev, &b.out_devid);
+	if (!err)
+		vfio_is_bound(vf);
 	if (!err && !v->owner) {
 		vf->iommufd = ctx;
 		vf->id = b.out_devid;
@@ -279,12 +289,12 @@ static s64 vfio_ioctl(struct file *f, u32 cmd, u64 arg)
 	int err;
 
 	mutex_lock(&v->lock);
-	if (v->refused)
-		err = -EIO;
+	if (v->written_down)
+		err = -EBUSY;
 	else if (cmd == VFIO_DEVICE_BIND_IOMMUFD)
 		err = bind(vf, (void *)arg);
 	else
-		err = v->owner == vf ? bound_ioctl(vf, cmd, (void *)arg) : -EINVAL;
+		err = vfio_is_bound(vf) ? bound_ioctl(vf, cmd, (void *)arg) : -EINVAL;
 	mutex_unlock(&v->lock);
 	return err;
 }
@@ -373,9 +383,9 @@ static ssize_t rw(struct file *f, u8 *user, u64 size, loff_t *pos, bool write)
 	ssize_t n = -EINVAL;
 
 	mutex_lock(&v->lock);
-	if (v->refused)
-		n = -EIO;
-	else if (v->owner != vf || region >= VFIO_REGIONS)
+	if (v->written_down)
+		n = -EBUSY;
+	else if (!vfio_is_bound(vf) || region >= VFIO_REGIONS)
 		n = -EINVAL;
 	else if (!size)
 		n = 0;
@@ -433,7 +443,7 @@ static int vfio_device_page(struct file *f, u64 page, phys_addr_t *phys)
 	struct vfio_file *vf = f->private;
 	const struct pci_bar *b = &vf->v->dev->bar[page >> (VFIO_OFFSET_SHIFT - PAGE_SHIFT)];
 
-	if (vf->v->refused || READ_ONCE(vf->v->owner) != vf || !vfio_memory_enabled(vf->v))
+	if (READ_ONCE(vf->v->owner) != vf || !vfio_memory_enabled(vf->v))
 		return -EIO;
 	*phys = b->phys + PFN_PHYS(page & ((1UL << (VFIO_OFFSET_SHIFT - PAGE_SHIFT)) - 1));
 	return 0;

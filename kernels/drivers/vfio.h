@@ -96,8 +96,8 @@ struct vfio_device {
 	struct mutex lock;		/* all that follows */
 	struct vfio_file *owner;	/* the file that is bound, NULL */
 	struct mapping areas;		/* of programs that map BARs; no pages */
-	bool refused;			/* was handed over and can not be had: everything answers -EIO */
 	bool frozen;			/* is to be handed over: no reset, no other iommufd */
+	bool written_down;		/* it is being handed over: nothing changes any more */
 	bool can_reset;
 
 	/* what the program sees of configuration space, and which bits of it are this (virt) or may be written */
@@ -110,6 +110,7 @@ struct vfio_device {
 	struct file *request;
 	bool masked;			/* INTx: by the program, or since it came */
 	bool masked_by_command;		/* the program's INTX_OFF */
+	bool resume;			/* on since the previous kernel; the handler comes with the first listener */
 	bool make_up;			/* one may have been lost over the update: the first listener is told once */
 };
 
@@ -124,6 +125,7 @@ extern const struct file_ops vfio_file_ops;
 struct vfio_device *vfio_of(struct pci_dev *dev);
 
 /* vfio.c; lock held */
+bool vfio_is_bound(struct vfio_file *vf);	/* also, from now on, by an iommufd that was retrieved */
 void vfio_start(struct vfio_device *v);		/* bound: as after a reset, decoded, no master */
 void vfio_stop(struct vfio_device *v);
 
@@ -139,4 +141,3 @@ int vfio_set_irqs(struct vfio_device *v, const struct vfio_irq_set *set, const v
 void vfio_irq_disable(struct vfio_device *v);
 void vfio_intx_mask(struct vfio_device *v, bool by_command);
 void vfio_intx_unmask(struct vfio_device *v, bool by_command);
-int vfio_irq_resume(struct vfio_device *v, u32 index, bool masked);	/* what was on in the previous kernel */

@@ -140,30 +140,35 @@ void vfio_irq_disable(struct vfio_device *v)
 
 	if (v->irq == VFIO_IRQS)
 		return;
+	if (v->resume && v->irq == VFIO_INTX)
+		set_intx_off(v, true);
+	else if (v->resume)
+		pci_msi_off(v->dev);
 	pci_free_irq(v->dev);
 	before = set_trigger(v, NULL);
 	v->irq = VFIO_IRQS;
-	v->masked = v->make_up = false;
+	v->masked = v->make_up = v->resume = false;
 	if (before)
 		fput(before);
 }
 
-/* The handler, for what the function is set to already. Nothing of it is written, but a message that is not its own. */
-int vfio_irq_resume(struct vfio_device *v, u32 index, bool masked)
+/* The handler for what the function is set to since the previous kernel. No register is written, unless others than
+ * expected are found. A line that is asserted makes itself known at once. */
+static int resume(struct vfio_device *v)
 {
-	int err = 0;
+	bool off = v->masked || v->masked_by_command;
+	int err;
 
-	v->irq = index;
-	v->masked = masked;
-	if (index == VFIO_INTX)
-		err = pci_request_intx(v->dev, intx_interrupt, v);
-	else if (index == VFIO_MSI)
-		err = pci_request_msi(v->dev, msi_interrupt, v);
-	/* a masked pin was passed on to an eventfd that nobody may have read */
-	v->make_up = index == VFIO_MSI || (index == VFIO_INTX && masked);
+	if (!v->resume)
+		return 0;
+	err = v->irq == VFIO_INTX ? pci_request_intx(v->dev, intx_interrupt, v)
+				  : pci_request_msi(v->dev, msi_interrupt, v);
 	if (err)
-		v->irq = VFIO_IRQS;
-	return err;
+		return err;
+	v->resume = false;
+	if (v->irq == VFIO_INTX)
+		set_intx_off(v, off);
+	return 0;
 }
 
 /* ---- SET_IRQS ---- */
@@ -194,13 +199,12 @@ static struct file *trigger_of(int fd)
 	return fd < 0 ? NULL : eventfd_get(fd);
 }
 
-static int replace_trigger(struct vfio_device *v, struct file *new)
+static void replace_trigger(struct vfio_device *v, struct file *new)
 {
 	struct file *before = set_trigger(v, new);
 
 	if (before)
 		fput(before);
-	return 0;
 }
 
 static int set_trigger_fd(struct vfio_device *v, const struct vfio_irq_set *s, int fd)
@@ -210,8 +214,13 @@ static int set_trigger_fd(struct vfio_device *v, const struct vfio_irq_set *s, i
 
 	if (IS_ERR(trigger))
 		return (int)PTR_ERR(trigger);
-	if (v->irq == s->index)
-		return replace_trigger(v, trigger);
+	if (v->irq == s->index) {
+		replace_trigger(v, trigger);
+		err = trigger ? resume(v) : 0;
+		if (err)
+			vfio_irq_disable(v);
+		return err;
+	}
 	err = enable(v, s->index, trigger);
 	if (err && trigger)
 		fput(trigger);

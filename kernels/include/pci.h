@@ -60,6 +60,7 @@ enum pci_irq_kind { PCI_IRQ_NONE, PCI_IRQ_INTX, PCI_IRQ_MSI };
 struct pci_irq {
 	struct list_head list;		/* INTx: who shares the line */
 	enum pci_irq_kind kind;
+	bool held;
 	pci_irq_t fn;
 	void *data;
 	int vector;			/* MSI */
@@ -118,3 +119,6 @@ volatile void *pci_map_bar(struct pci_dev *dev, unsigned int bar);
 int pci_request_intx(struct pci_dev *dev, pci_irq_t fn, void *data);	/* 0, -ENODEV, -EBUSY, -ENOMEM */
 int pci_request_msi(struct pci_dev *dev, pci_irq_t fn, void *data);	/* 0, -ENODEV, -ENOSPC; through remapping if there is any */
 void pci_free_irq(struct pci_dev *dev);
+/* An interrupt that comes now is not taken: a line that it asserts waits for the next kernel. Undone by the second. */
+void pci_hold_irq(struct pci_dev *dev);
+int pci_resume_irq(struct pci_dev *dev);

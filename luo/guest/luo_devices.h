@@ -29,6 +29,13 @@ struct iommufd_luemu_range *iommufd_luemu_ranges(const struct iommufd_luemu_ser 
 /* Whether a record of at most `room` bytes makes sense by itself: NULL, or what is wrong with it. */
 const char *iommufd_luemu_check(const struct iommufd_luemu_ser *s, u64 room);
 
+/* ---- luo_pci.c: the FLB pci-luemu-v1 ---- */
+extern struct liveupdate_flb pci_flb;
+int pci_luo_freeze(void);		/* writes down what goes over: 0, -ENOSPC */
+void pci_luo_unfreeze(void);
+bool pci_luo_refused(void);
+void pci_luo_finish(struct pci_dev *dev);	/* an incoming function is like any other from now on */
+
 /* ---- drivers/vtd_adopt.c ---- */
 /* A record that was found good before any memory was given out. */
 bool iommu_adopted_file(u64 record);
