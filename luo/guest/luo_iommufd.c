@@ -90,7 +90,7 @@ static bool is_preserved(const struct iommufd_luemu_extent *e)
 		const struct folio *f = page_folio(phys_to_page(at));
 		const struct mapping *m = f->page.mapping;
 
-		if (m != last && (!m || !m->inode->shmem->frozen))
+		if (!m || (m != last && !m->inode->shmem->frozen))
 			return false;
 		last = m;
 		at = PFN_PHYS(folio_pfn(f) + folio_nr_pages(f));
