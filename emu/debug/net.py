@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from emu.debug.dmacheck import PHASES, DmaViolation, DmaWatch
+from emu.debug.dmacheck import PHASES, DmaViolation, DmaWatch, bdf
 from emu.debug.phases import NAMES, Record
 from emu.devices.e1000 import E1000
 from emu.devices.e1000_regs import RCTL_EN
@@ -55,6 +55,8 @@ class NetReport:
     signals: int = 0
     spurious: int = 0
     lost_interrupts: int = 0
+    lost_tick: int = 0
+    """when the frame came whose interrupt was the first that did not"""
     problems: list[str] = field(default_factory=list)
     """what is wrong with the report itself"""
 
@@ -208,7 +210,10 @@ def conclude(report: NetReport | None, source: Sent, watch: DmaWatch, records: S
         )
     if r.lost_interrupts:
         times = f"{r.lost_interrupts:,} time{'s' if r.lost_interrupts > 1 else ''}"
-        reasons.append(f"frames were there and no interrupt came, {times}")
+        where = next((p for p in reversed(records) if p.start <= r.lost_tick), None)
+        when = "" if where is None else f", the first in phase {where.name} of kernel {where.generation}"
+        device = f"{source.nic.name} ({bdf(source.nic.requester)})"
+        reasons.append(f"{device}: frames came and their interrupt did not, {times}{when}")
     poll = r.poll[1] - r.poll[0]
     return Net(
         sent=sent,

@@ -26,6 +26,7 @@ GOOD: dict[str, Any] = {
     "final": True, "updates": 1, "irq": False, "ring": 4096, "buffer": 2048, "first": 10, "highest": 109,
     "received": 100, "lost": 0, "duplicated": 0, "corrupted": 0, "reordered": 0, "beyond": 0, "missed": 0,
     "gap": [100, 200], "poll": [50, 250], "backlog": 3, "signals": 0, "spurious": 0, "lost_interrupts": 0,
+    "lost_tick": 0,
 }  # fmt: skip
 
 
@@ -104,7 +105,11 @@ def test_all_agree(watch: DmaWatch) -> None:
         ({"reordered": 1}, 100, "1 of 100 frames is out of order"),
         ({"beyond": 1}, 100, "beyond what can be counted"),
         ({"missed": 7}, 100, "no descriptor for 7 frames: the ring of 4,096 is too small"),
-        ({"lost_interrupts": 2}, 100, "frames were there and no interrupt came, 2 times"),
+        (
+            {"lost_interrupts": 2, "lost_tick": 120},
+            100,
+            "e1000 (00:02.0): frames came and their interrupt did not, 2 times, the first in phase jump of",
+        ),
         ({"final": False}, 100, "not its last one"),
         ({"received": 0}, 0, "no frame was received"),
     ],

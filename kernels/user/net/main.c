@@ -34,6 +34,7 @@
 
 #include "../luo.h"
 #include "e1000.h"
+#include "frame.h"
 #include "receiver.h"
 
 #define SESSION		"net"
@@ -256,13 +257,16 @@ static void wait_for_interrupt(struct receiver *r)
 {
 	struct pollfd p = { .fd = r->event, .events = POLLIN };
 	struct account *a = r->account;
+	const uint8_t *frame;
 	uint64_t count = 0;
 	uint32_t cause, size;
 
 	if (poll(&p, 1, WAIT_MS) == 0) {
-		if (e1000_frame(&r->nic, a->taken, &size) == NULL || poll(&p, 1, GRACE_MS) != 0)
+		frame = e1000_frame(&r->nic, a->taken, &size);
+		if (frame == NULL || poll(&p, 1, GRACE_MS) != 0)
 			return;
-		a->lost_interrupts++;
+		if (a->lost_interrupts++ == 0)
+			a->lost_tick = ((const struct frame *)frame)->tick;
 		drain(r);
 		return;
 	}
@@ -391,8 +395,8 @@ static int report(const struct account *a, bool final)
 	       a->duplicated, a->corrupted, a->reordered, a->beyond, a->missed);
 	printf(", \"gap\": [%" PRIu64 ", %" PRIu64 "], \"poll\": [%" PRIu64 ", %" PRIu64 "], \"backlog\": %" PRIu64, a->gap_from,
 	       a->gap_to, a->poll_from, a->poll_to, a->backlog);
-	printf(", \"signals\": %" PRIu64 ", \"spurious\": %" PRIu64 ", \"lost_interrupts\": %" PRIu64 "}\n", a->signals,
-	       a->spurious, a->lost_interrupts);
+	printf(", \"signals\": %" PRIu64 ", \"spurious\": %" PRIu64 ", \"lost_interrupts\": %" PRIu64
+	       ", \"lost_tick\": %" PRIu64 "}\n", a->signals, a->spurious, a->lost_interrupts, a->lost_tick);
 	return received == 0 || lost(a, received) != 0 || a->duplicated != 0 || a->corrupted != 0 || a->reordered != 0 ||
 	       a->beyond != 0 || a->missed != 0 || a->lost_interrupts != 0;
 }

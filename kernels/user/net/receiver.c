@@ -52,7 +52,6 @@ void receiver_resume(struct account *a, struct e1000 *e)
 	if (a->taken > 0)
 		e1000_clear(e, a->taken - 1);	/* it may have been taken and not cleared; the device does not have it */
 	a->updates++;
-	a->signals_before = a->signals;
 }
 
 static bool has(const struct account *a, uint64_t number)

@@ -37,7 +37,7 @@ struct account {
 	uint64_t signals;		/* of the eventfd */
 	uint64_t spurious;		/* that found no frame and no cause */
 	uint64_t lost_interrupts;	/* frames were there, and no signal came */
-	uint64_t signals_before;	/* the first look after the last update: what had been counted by then */
+	uint64_t lost_tick;		/* of the first such interrupt: when its frame came */
 	uint32_t request, answer;	/* to whoever runs; of those who ask */
 	uint64_t reserved[4];
 	uint64_t bitmap[RECEIVER_NUMBERS / 64];
