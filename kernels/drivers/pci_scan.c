@@ -61,7 +61,7 @@ static void read_bars(struct pci_dev *dev)
 		if (mask & 1) {
 			b->io = true;
 			b->phys = value & 0xfffc;
-			b->size = (~(mask | 0xffff0003U) + 1) & 0xffff;
+			b->size = (~((mask & ~3U) | 0xffff0000U) + 1) & 0xffff;
 			continue;
 		}
 		b->prefetch = mask & 8;
