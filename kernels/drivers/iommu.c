@@ -385,32 +385,40 @@ static bool is_kept(u16 bdf)
 	return iommu_luo_frozen() && dev && dev->preserved && dev->domain && dev->domain->preserved;
 }
 
+/* Contexts of functions that do not go over are cleared; whether one was left, against all rules. */
+static bool clear_contexts(void)
+{
+	bool left = false;
+
+	for (u32 bus = 0; bus < VTD_ROOT_ENTRIES; bus++) {
+		struct vtd_entry *e = vtd.root[bus].low ? vtd_context((u16)(bus << 8)) : NULL;
+
+		for (u32 i = 0; e && i < VTD_CONTEXT_ENTRIES; i++) {
+			u16 bdf = (u16)(bus << 8 | i);
+
+			if (!e[i].low || is_kept(bdf))
+				continue;
+			if (breaks("bus-master", NULL))	// break: functions keep what they may reach
+				left = true;
+			else
+				vtd_clear_context(bdf, (u32)(e[i].high >> 8 & 0xffff));
+		}
+	}
+	return left;
+}
+
 void iommu_shutdown(void)
 {
-	bool any = iommu_luo_frozen();	/* something is handed over */
-	u32 bdf;
+	bool left;
 
 	if (!iommu_present())
 		return;
-	for (bdf = 0; bdf < 0x10000; bdf++) {
-		struct vtd_entry *e = vtd_context((u16)bdf);
-
-		if (!e) {
-			bdf |= 0xff;	/* none of this bus */
-			continue;
-		}
-		if (!e->low)
-			continue;
-		if (is_kept((u16)bdf) || breaks("bus-master", NULL))	// break: functions keep what they may reach
-			any = true;
-		else
-			vtd_clear_context((u16)bdf, (u32)(e->high >> 8 & 0xffff));
-	}
+	left = clear_contexts();
 	if (vtd.irt)
 		vtd_irq_shutdown(is_kept);
 	vtd_quiet();
 	/* Without anything to hand over, the next kernel begins as after power-on: it may not know this hardware. */
-	if (!any || breaks("iommu-off", NULL))	// break: devices that run on reach all of memory
+	if (!(left || iommu_luo_frozen()) || breaks("iommu-off", NULL))	// break: devices that run on reach all of memory
 		vtd_stop();
 }
 

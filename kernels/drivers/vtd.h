@@ -80,6 +80,7 @@ int vtd_mark_pages(phys_addr_t phys, u64 size);
 /* The tables of an adopted domain, as if they were ours. */
 struct vtd_tables vtd_adopted_tables(u32 nr);
 void vtd_adopt_finish(void);		/* memory works: the tables are this kernel's own from now on */
+bool vtd_all_restored(void);		/* all memory that devices reach is this kernel's own again */
 void vtd_refuse(const char *why);	/* DMA is stopped, files answer EIO; once */
 bool vtd_refused(void);
 

@@ -5,8 +5,7 @@
  * and then nothing of it is used. There is nothing in between.
  *
  *	record of the FLB -> registers of the unit -> root table -> context tables -> functions and domains
- *	                  -> domains: tables -> pages
- *	                  -> records of iommufds: their areas are what the tables map, no more and no less
+ *	                  -> records of iommufds -> their domains: tables -> pages, which are the areas, no more, no less
  *	                  -> interrupt table: entries of functions that were handed over, and of no others
  *
  * Tables are owned as they are met, so none is met twice; blocks that are mapped are marked PG_DMA and can be no tables.
@@ -18,22 +17,23 @@
 #include "cpu.h"
 #include "errno.h"
 #include "iommu.h"
-#include "kho.h"
+#include "../../kho/guest/kho_internal.h"
 #include "luo_devices.h"
 #include "page.h"
 #include "panic.h"
 #include "pci.h"
 #include "printk.h"
-#include "string.h"
 
 /* All of a handover's state that its hardware must have. */
 #define ON_DMA		(VTD_TE | VTD_QIE)
 
 static const struct iommu_luemu_ser *incoming;	/* verified */
 static bool refused;
-static u64 marked_start, marked_end;		/* the block that was marked last */
+static u64 nr_marked;				/* blocks */
+static struct page *tables;			/* all that were verified, by page->mapping */
 
 bool vtd_refused(void) { return refused; }
+bool vtd_all_restored(void) { return kho_dma_restored() == nr_marked; }
 const struct iommu_luemu_ser *vtd_adopted(void) { return incoming; }
 void vtd_adopted_done(void) { incoming = NULL; }
 
@@ -50,51 +50,70 @@ void vtd_refuse(const char *why)
 
 /* ---- blocks ---- */
 
-static bool stamped(u64 pfn, unsigned int *order)
+/* Order of the preserved block that begins with this page, which waits for its owner; -1. */
+static inline int waiting_order(const struct page *page)
 {
-	const struct page *page = pfn_to_page(pfn);
+	u64 order = page->private ^ kho_stamp(0);
 
-	*order = (u32)page->private;
-	return page->private >> 32 == KHO_PAGE_MAGIC;
+	return order > MAX_PAGE_ORDER || page->index ? -1 : (int)order;
 }
 
-/* The preserved block that a page is in: its first page; NULL. */
-static struct page *block_of(u64 pfn, unsigned int *order)
+/* The block that a page in the middle of one is in: its first page; NULL. */
+static struct page *block_of(u64 pfn)
 {
-	for (unsigned int o = 0; o <= MAX_PAGE_ORDER; o++) {
-		u64 head = ALIGN_DOWN(pfn, 1UL << o);
+	for (int o = 0; o <= MAX_PAGE_ORDER; o++) {
+		struct page *head = pfn_to_page(ALIGN_DOWN(pfn, 1UL << o));
+		int order = waiting_order(head);
 
-		if (stamped(head, order))
-			return *order >= o ? pfn_to_page(head) : NULL;
+		if (order >= 0)
+			return order >= o ? head : NULL;
 	}
 	return NULL;
 }
 
-int vtd_mark_pages(phys_addr_t phys, u64 size)
+static inline void mark(struct page *head)
 {
-	u64 end = phys + size;
+	nr_marked += !(head->flags & PG_DMA);
+	head->flags |= PG_DMA;
+}
 
-	if (end < phys || PFN_UP(end) > max_pfn)
-		return -EINVAL;
-	while (phys < end) {
-		unsigned int order;
-		struct page *head;
+/* From the first page that is not the beginning of a block. */
+static noinline int mark_slowly(u64 pfn, u64 end)
+{
+	while (pfn < end) {
+		struct page *head = block_of(pfn);
 
-		if (phys < marked_start || phys >= marked_end) {
-			head = block_of(PFN_DOWN(phys), &order);
-			if (!head || head->index)
-				return -EINVAL;
-			head->flags |= PG_DMA;
-			marked_start = page_to_phys(head);
-			marked_end = marked_start + (PAGE_SIZE << order);
-		}
-		phys = marked_end;
+		if (!head)
+			return -EINVAL;
+		mark(head);
+		pfn = page_to_pfn(head) + (1UL << waiting_order(head));
 	}
 	return 0;
 }
 
+/* Blocks are what it is all made of, mostly large ones: this runs for each of them. */
+static inline int mark_pages(phys_addr_t phys, u64 size)
+{
+	u64 pfn = PFN_DOWN(phys), end = PFN_UP(phys + size);
+	int order;
+
+	if (phys + size < phys || end > max_pfn)
+		return -EINVAL;
+	for (; pfn < end; pfn += 1UL << order) {
+		struct page *head = pfn_to_page(pfn);
+
+		order = waiting_order(head);
+		if (order < 0)
+			return mark_slowly(pfn, end);
+		mark(head);
+	}
+	return 0;
+}
+
+int vtd_mark_pages(phys_addr_t phys, u64 size) { return mark_pages(phys, size); }
+
 /* A page that the unit reads: preserved, one page, and nothing else. */
-static int own_table(phys_addr_t phys)
+static int own_page(phys_addr_t phys)
 {
 	unsigned int order;
 	u64 before;
@@ -105,7 +124,55 @@ static int own_table(phys_addr_t phys)
 	return 0;
 }
 
+/* The same; it is remembered, through its struct page, until it is taken over. */
+static int own_table(phys_addr_t phys)
+{
+	int err = own_page(phys);
+
+	if (err)
+		return err;
+	phys_to_page(phys)->mapping = tables;
+	tables = phys_to_page(phys);
+	return 0;
+}
+
 /* ---- domains ---- */
+
+/* What a domain must map: the areas of an IOAS, from the first to the last. */
+struct expected {
+	struct vtd_claim claim;
+	u32 ioas;
+	const struct iommufd_luemu_area *area, *next, *end;
+	const struct iommufd_luemu_extent *extents, *extent;	/* extent: the next one */
+	u64 iova, area_left;		/* of the area, what was not met yet */
+	u64 phys, extent_left;
+};
+
+static void next_extent(struct expected *x)
+{
+	if (!x->area_left)
+		return;
+	x->phys = x->extent->phys;
+	x->extent_left = x->extent->size;
+	x->extent++;
+}
+
+static bool next_area(struct expected *x)
+{
+	const struct iommufd_luemu_area *a = x->next;
+
+	while (a < x->end && a->ioas != x->ioas)
+		a++;
+	if (a >= x->end)
+		return false;
+	x->area = a;
+	x->next = a + 1;
+	x->iova = a->iova;
+	x->area_left = a->size;
+	x->extent = x->extents + a->first_extent;
+	next_extent(x);
+	return true;
+}
 
 static int claimed_table(struct vtd_claim *c, phys_addr_t phys, const u64 **table)
 {
@@ -116,26 +183,71 @@ static int claimed_table(struct vtd_claim *c, phys_addr_t phys, const u64 **tabl
 	return 0;
 }
 
-static int claimed_page(struct vtd_claim *c, u64 iova, phys_addr_t phys, u64 size, u64 prot)
+/* A page that is more than what is left of an extent, or is in a new area. */
+static noinline int expect_pieces(struct expected *x, u64 iova, phys_addr_t phys, u64 size, u64 prot)
 {
-	(void)c;
-	(void)iova;
-	(void)prot;
-	return vtd_mark_pages(phys, size);
+	while (size) {
+		u64 n;
+
+		if (!x->area_left && !next_area(x))
+			return -EINVAL;
+		n = min(size, x->extent_left);
+		if (iova != x->iova || phys != x->phys || prot != x->area->prot)
+			return -EINVAL;
+		x->iova = iova += n;
+		x->phys = phys += n;
+		size -= n;
+		x->area_left -= n;
+		x->extent_left -= n;
+		if (!x->extent_left)
+			next_extent(x);
+	}
+	return 0;
 }
 
-static const char *verify_domain(const struct iommu_luemu_domain *d)
+/* Everything that is mapped is the next piece of an area, and every area is mapped. */
+static int claimed_pages(struct vtd_claim *claim, u64 iova, const u64 *entries, u64 nr, u64 size)
 {
-	struct vtd_claim c = {
-		.levels = d->levels, .largest = vtd.largest, .table = claimed_table, .page = claimed_page,
+	struct expected *x = container_of(claim, struct expected, claim);
+
+	for (u64 i = 0; i < nr; i++, iova += size) {
+		u64 phys = entries[i] & VTD_ADDRESS, prot = entries[i] & (VTD_READ | VTD_WRITE);
+
+		if (mark_pages(phys, size))
+			return -EINVAL;
+		if (x->extent_left < size) {
+			if (expect_pieces(x, iova, phys, size, prot))
+				return -EINVAL;
+			continue;
+		}
+		if (iova != x->iova || phys != x->phys || prot != x->area->prot)
+			return -EINVAL;
+		x->iova += size;
+		x->phys += size;
+		x->area_left -= size;
+		x->extent_left -= size;
+		if (!x->extent_left)
+			next_extent(x);
+	}
+	return 0;
+}
+
+static const char *verify_domain(const struct iommu_luemu_domain *d, const struct iommufd_luemu_ser *f, u32 ioas)
+{
+	struct expected x = {
+		.claim = { .levels = d->levels, .largest = vtd.largest, .table = claimed_table, .pages = claimed_pages },
+		.ioas = ioas, .next = iommufd_luemu_areas(f), .end = iommufd_luemu_areas(f) + f->nr_areas,
+		.extents = iommufd_luemu_extents(f),
 	};
 
 	if (d->levels != vtd.levels || !d->id || d->id > 255)
 		return "a domain that can not be";
-	if (vtd_claim_walk(&c, d->top))
-		return "tables are damaged, or lead to memory that is not preserved";
-	if (c.nr != d->nr_tables || c.bytes != d->bytes)
+	if (vtd_claim_walk(&x.claim, d->top))
+		return "tables are damaged, or lead to memory that is not preserved, or not what their iommufd says";
+	if (x.claim.nr != d->nr_tables || x.claim.bytes != d->bytes)
 		return "tables are not those of the record";
+	if (x.area_left || next_area(&x))
+		return "an iommufd's areas are not mapped";
 	return NULL;
 }
 
@@ -269,45 +381,6 @@ struct vtd_tables vtd_adopted_tables(u32 nr)
 	};
 }
 
-/* An area's memory is what the tables of a domain map there. */
-static bool same_as_tables(const struct iommufd_luemu_ser *f, const struct iommufd_luemu_area *a,
-			   const struct iommu_luemu_domain *d)
-{
-	struct vtd_tables t = { .top = phys_to_virt(d->top), .levels = d->levels };
-	const struct iommufd_luemu_extent *e = iommufd_luemu_extents(f) + a->first_extent;
-	u64 iova = a->iova, in_extent = 0;
-
-	while (iova < a->iova + a->size) {
-		u64 phys, n = vtd_tables_run(&t, iova, a->iova + a->size, &phys, a->prot);
-
-		n = min(n, e->size - in_extent);
-		if (!n || phys != e->phys + in_extent)
-			return false;
-		iova += n;
-		in_extent += n;
-		if (in_extent == e->size) {
-			in_extent = 0;
-			e++;
-		}
-	}
-	return true;
-}
-
-static const char *verify_ioas(const struct iommufd_luemu_ser *f, u32 ioas, const struct iommu_luemu_domain *d)
-{
-	const struct iommufd_luemu_area *a = iommufd_luemu_areas(f);
-	u64 bytes = 0;
-
-	for (u32 i = 0; i < f->nr_areas; i++)
-		if (a[i].ioas == ioas) {
-			bytes += a[i].size;
-			if (a[i].iova + a[i].size > vtd_tables_end(&(struct vtd_tables){ .levels = d->levels }) ||
-			    !same_as_tables(f, &a[i], d))
-				return "an iommufd's areas are not what is mapped";
-		}
-	return bytes == d->bytes ? NULL : "something is mapped that no iommufd knows";
-}
-
 /* Where a domain or function was met: nobody else may claim it. */
 struct seen {
 	u64 domains[4];			/* by id */
@@ -342,7 +415,7 @@ static const char *verify_object(const struct iommu_luemu_ser *s, const struct i
 		d = domain(s, o->arg);
 		if (!d || seen_before(seen->domains, o->arg & 255))
 			return "an iommufd has a domain that is not its own";
-		return verify_ioas(f, o->parent, d);
+		return verify_domain(d, f, o->parent);
 	}
 	if (o->kind != IOMMUFD_LUEMU_DEVICE)
 		return NULL;
@@ -353,10 +426,31 @@ static const char *verify_object(const struct iommu_luemu_ser *s, const struct i
 	return NULL;
 }
 
+static bool has_domain(const struct iommufd_luemu_ser *f, u32 ioas)
+{
+	const struct iommufd_luemu_object *o = iommufd_luemu_objects(f);
+
+	for (u32 i = 0; i < f->nr_objects; i++)
+		if (o[i].kind == IOMMUFD_LUEMU_HWPT && o[i].parent == ioas)
+			return true;
+	return false;
+}
+
+/* The memory of an area that no table leads to. */
+static int mark_area(const struct iommufd_luemu_ser *f, const struct iommufd_luemu_area *a)
+{
+	const struct iommufd_luemu_extent *e = iommufd_luemu_extents(f) + a->first_extent;
+
+	for (u32 i = 0; i < a->nr_extents; i++)
+		if (vtd_mark_pages(e[i].phys, e[i].size))
+			return -EINVAL;
+	return 0;
+}
+
 static const char *verify_file(const struct iommu_luemu_ser *s, u64 record, struct seen *seen)
 {
 	const struct iommufd_luemu_ser *f = phys_to_virt(record);
-	const struct iommufd_luemu_extent *e;
+	const struct iommufd_luemu_area *a;
 	unsigned int order;
 	const char *why;
 
@@ -366,9 +460,9 @@ static const char *verify_file(const struct iommu_luemu_ser *s, u64 record, stru
 	why = iommufd_luemu_check(f, PAGE_SIZE << order);
 	if (why)
 		return why;
-	e = iommufd_luemu_extents(f);
-	for (u32 i = 0; i < f->nr_extents; i++)
-		if (vtd_mark_pages(e[i].phys, e[i].size))
+	a = iommufd_luemu_areas(f);
+	for (u32 i = 0; i < f->nr_areas; i++)
+		if (!has_domain(f, a[i].ioas) && mark_area(f, &a[i]))
 			return "an iommufd's memory is not preserved";
 	for (u32 i = 0; !why && i < f->nr_objects; i++)
 		why = verify_object(s, f, iommufd_luemu_objects(f) + i, seen);
@@ -402,7 +496,7 @@ static const char *adopt(u64 record)
 	const struct iommu_luemu_ser *s = phys_to_virt(record);
 	const char *why;
 
-	if (own_table(record))
+	if (own_page(record))
 		return "the record is not preserved";
 	why = verify_record(s);
 	if (!why)
@@ -410,8 +504,7 @@ static const char *adopt(u64 record)
 	if (!why)
 		why = verify_root(s);
 	for (u32 i = 0; !why && i < s->nr_domains; i++)
-		why = domain(s, s->domains[i].id) != &s->domains[i] ? "a domain is there twice"
-								   : verify_domain(&s->domains[i]);
+		why = domain(s, s->domains[i].id) != &s->domains[i] ? "a domain is there twice" : NULL;
 	if (!why)
 		why = verify_interrupts(s);
 	if (!why)
@@ -454,31 +547,17 @@ bool iommu_adopted_file(u64 record)
 
 /* ---- when memory works ---- */
 
-static void *take_page(phys_addr_t phys)
-{
-	if (!kho_restore_pages(phys, 1))
-		panic("DMAR: a table that was verified is gone");
-	return phys_to_virt(phys);
-}
-
-static int take_table(u64 *table, void *ctx)
-{
-	(void)ctx;
-	take_page(virt_to_phys(table));
-	return 0;
-}
-
 void vtd_adopt_finish(void)
 {
-	vtd.root = take_page(incoming->root);
-	for (u32 bus = 0; bus < VTD_ROOT_ENTRIES; bus++)
-		if (vtd.root[bus].low)
-			take_page(vtd.root[bus].low & VTD_ADDRESS);
-	if (incoming->interrupts)
-		vtd.irt = take_page(incoming->interrupts & VTD_ADDRESS);
-	for (u32 i = 0; i < incoming->nr_domains; i++) {
-		struct vtd_tables t = vtd_adopted_tables(i);
+	while (tables) {
+		struct page *page = tables;
 
-		vtd_tables_each(&t, take_table, NULL);
+		tables = page->mapping;
+		page->mapping = NULL;
+		if (!kho_restore_pages(page_to_phys(page), 1))
+			panic("DMAR: a table that was verified is gone");
 	}
+	vtd.root = phys_to_virt(incoming->root);
+	if (incoming->interrupts)
+		vtd.irt = phys_to_virt(incoming->interrupts & VTD_ADDRESS);
 }

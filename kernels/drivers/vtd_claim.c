@@ -2,6 +2,20 @@
 #include "vtd_tables.h"
 #include "errno.h"
 
+/* How many entries from the first on are pages, as they may be; 0: that one may not. */
+static u64 pages(const struct vtd_claim *c, const u64 *entries, u64 max, u32 level)
+{
+	u64 low = (1UL << VTD_LEVEL_SHIFT(level)) - 1, page = level > 1 ? VTD_PAGE : 0, nr = 0;
+	u64 wrong = ~VTD_ADDRESS & ~(VTD_READ | VTD_WRITE | page);
+
+	wrong |= low & VTD_ADDRESS;
+	if (level > c->largest)
+		return 0;
+	while (nr < max && entries[nr] & (VTD_READ | VTD_WRITE) && (entries[nr] & (wrong | page)) == page)
+		nr++;
+	return nr;
+}
+
 static int walk(struct vtd_claim *c, phys_addr_t phys, u32 level, u64 iova)
 {
 	u64 span = 1UL << VTD_LEVEL_SHIFT(level);
@@ -11,22 +25,25 @@ static int walk(struct vtd_claim *c, phys_addr_t phys, u32 level, u64 iova)
 	if (err)
 		return err;
 	c->nr++;
-	for (u64 i = 0; i < VTD_ENTRIES; i++, iova += span) {
-		u64 entry = table[i], prot = entry & (VTD_READ | VTD_WRITE), to = entry & VTD_ADDRESS;
+	for (u64 i = 0; i < VTD_ENTRIES; i++) {
+		u64 entry = table[i], nr;
 
-		if (!entry)
+		if (!entry) {		/* most are: four at a time */
+			while (i + 4 < VTD_ENTRIES && !(table[i + 1] | table[i + 2] | table[i + 3] | table[i + 4]))
+				i += 4;
 			continue;
-		if (!prot || entry & ~(VTD_ADDRESS | VTD_READ | VTD_WRITE | (level > 1 ? VTD_PAGE : 0)))
-			return -EINVAL;
-		if (level > 1 && !(entry & VTD_PAGE)) {
-			if (prot != (VTD_READ | VTD_WRITE))
+		}
+		if (level == 1 || entry & VTD_PAGE) {
+			nr = pages(c, table + i, VTD_ENTRIES - i, level);
+			if (!nr)
 				return -EINVAL;
-			err = walk(c, to, level - 1, iova);
-		} else if (level > c->largest || to & (span - 1)) {
+			err = c->pages(c, iova + i * span, table + i, nr, span);
+			c->bytes += nr * span;
+			i += nr - 1;
+		} else if ((entry & ~VTD_ADDRESS) != (VTD_READ | VTD_WRITE)) {
 			return -EINVAL;
 		} else {
-			c->bytes += span;
-			err = c->page(c, iova, to, span, prot);
+			err = walk(c, entry & VTD_ADDRESS, level - 1, iova + i * span);
 		}
 		if (err)
 			return err;

@@ -257,10 +257,16 @@ static int each(u64 *table, u32 level, int (*fn)(u64 *table, void *ctx), void *c
 {
 	int err = fn(table, ctx);
 
-	for (u64 i = 0; !err && level > 1 && i < VTD_ENTRIES; i++)
-		if (table[i] && !is_page(table[i], level))
-			err = each(table_of(table[i]), level - 1, fn, ctx);
-	return err;
+	if (err || level == 1)
+		return err;
+	for (const u64 *e = table, *end = table + VTD_ENTRIES; e < end; e++) {
+		if (!*e || *e & VTD_PAGE)
+			continue;
+		err = each(table_of(*e), level - 1, fn, ctx);
+		if (err)
+			return err;
+	}
+	return 0;
 }
 
 int vtd_tables_each(const struct vtd_tables *t, int (*fn)(u64 *table, void *ctx), void *ctx)

@@ -49,7 +49,8 @@ struct vtd_claim {
 	/* A table at this address: out, where it can be read. Verifies that it is memory that may be one, and that it is
 	 * no table yet. */
 	int (*table)(struct vtd_claim *c, phys_addr_t phys, const u64 **table);
-	int (*page)(struct vtd_claim *c, u64 iova, phys_addr_t phys, u64 size, u64 prot);
+	/* Pages of this size, side by side in I/O addresses from iova on: their entries. */
+	int (*pages)(struct vtd_claim *c, u64 iova, const u64 *entries, u64 nr, u64 size);
 	u64 nr;				/* out: tables */
 	u64 bytes;			/* out: mapped */
 };

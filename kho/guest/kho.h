@@ -51,6 +51,7 @@ void kho_own_range(claim_t start, u64 size);	/* for KHO_OWNER_KHO: what is read 
 u64 kho_unowned_pages(void);
 /* Pages that kho_restore_*() gave to this kernel so far: its share of the managed pages (INV-38). */
 u64 kho_restored_pages(void);
+u64 kho_dma_restored(void);			/* blocks marked PG_DMA that were restored so far */
 int kho_retrieve_subtree(const char *name, phys_addr_t *phys, u64 *size);
 
 /* ---- kexec ---- */

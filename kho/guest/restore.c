@@ -11,11 +11,14 @@
 #include "sdt.h"
 
 static u64 restored_pages;
+static u64 dma_restored;		/* blocks with PG_DMA */
 
 u64 kho_restored_pages(void)
 {
 	return restored_pages;
 }
+
+u64 kho_dma_restored(void) { return dma_restored; }
 
 bool kho_is_preserved(claim_t c, unsigned int *order)
 {
@@ -73,8 +76,10 @@ struct folio *kho_restore_folio(phys_addr_t phys)
 		return NULL;
 	prep_compound_page(page, order);
 	/* A device writes to it: the device's file has a reference, until it is finished, whatever becomes of others. */
-	if (page->flags & PG_DMA)
+	if (page->flags & PG_DMA) {
 		page->refcount++;
+		dma_restored++;
+	}
 	account(phys, order);
 	return (struct folio *)page;
 }

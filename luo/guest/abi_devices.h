@@ -31,6 +31,7 @@ static inline u64 devices_sum(const void *p, u64 size)
 	const u64 *words = p;
 	u64 sum = 0;
 
+#pragma unroll 8
 	for (u64 i = 0; i < size / 8; i++)
 		sum = (sum ^ words[i]) * DEVICES_SUM_FACTOR;
 	return sum;

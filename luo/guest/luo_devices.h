@@ -17,6 +17,9 @@ int iommu_luo_freeze(void);
 void iommu_luo_unfreeze(void);
 bool iommu_luo_frozen(void);
 
+/* ---- luo_memfd.c ---- */
+u64 memfd_luo_unpreserved(void);		/* how many memfds were, so far: changes when one does */
+
 /* ---- luo_flb.c ---- */
 /* The record of an FLB, long before LUO starts, if the previous kernel left one and it is a preserved page. */
 bool luo_flb_peek(const char *compatible, u64 *data);

@@ -209,6 +209,7 @@ static int iommufd_preserve(struct liveupdate_file_args *a)
 		goto out_domains;
 	ctx->frozen = true;
 	a->serialized_data = virt_to_phys(ser);
+	a->private_data = (void *)memfd_luo_unpreserved();
 	mutex_unlock(&ctx->lock);
 	return 0;
 out_domains:
@@ -232,14 +233,16 @@ static void iommufd_unpreserve(struct liveupdate_file_args *a)
 	mutex_unlock(&ctx->lock);
 }
 
-/* A memfd may have been unpreserved since: that is found again here. */
+/* The record is as it was, unless a memfd was unpreserved since, or a function does not go over. */
 static int iommufd_freeze(struct liveupdate_file_args *a)
 {
+	struct iommufd_luemu_ser *ser = phys_to_virt(a->serialized_data);
 	struct iommufd *ctx = ctx_of(a->file);
-	int err;
+	int err = 0;
 
 	mutex_lock(&ctx->lock);
-	err = write_record(ctx, phys_to_virt(a->serialized_data), true);
+	if ((u64)a->private_data != memfd_luo_unpreserved() || count(ctx, true).objects != ser->nr_objects)
+		err = write_record(ctx, ser, true);
 	mutex_unlock(&ctx->lock);
 	return err ? err : iommu_luo_freeze();
 }
@@ -420,7 +423,7 @@ static bool iommufd_can_finish(struct liveupdate_file_args *a)
 {
 	const struct iommufd_luemu_ser *s = record(a);
 
-	if (!a->file || !s || all_restored(s))
+	if (!a->file || !s || vtd_all_restored() || all_restored(s))
 		return true;
 	pr_err("memory that is mapped was not retrieved: not finished\n");
 	return false;
@@ -433,9 +436,16 @@ static void take_memory(const struct iommufd_luemu_ser *s, bool keep)
 
 	for (u32 i = 0; i < s->nr_extents; i++)
 		for (u64 at = e[i].phys, end = at + e[i].size, next; at < end; at = next) {
-			struct folio *f = restored_folio(at, &next);
-			struct page *head = f ? &f->page : NULL;
+			struct page *head = phys_to_page(at);
+			struct folio *f;
 
+			if ((head->flags & (PG_HEAD | PG_DMA)) == (PG_HEAD | PG_DMA) && keep) {	/* most are */
+				head->flags &= ~PG_DMA;
+				next = at + (PAGE_SIZE << head->order);
+				continue;
+			}
+			f = restored_folio(at, &next);
+			head = f ? &f->page : NULL;
 			if (!f) {
 				for (unsigned int o = 0; o <= MAX_PAGE_ORDER; o++)
 					phys_to_page(ALIGN_DOWN(at, PAGE_SIZE << o))->flags &= ~PG_DMA;

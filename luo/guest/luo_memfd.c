@@ -10,6 +10,7 @@
  */
 #define pr_fmt(fmt) "memfd_luo: " fmt
 #include "luo_internal.h"
+#include "luo_devices.h"
 #include "init.h"
 #include "pagecache.h"
 #include "panic.h"
@@ -135,11 +136,16 @@ out_thaw:
 	return err;
 }
 
+static u64 nr_unpreserved;
+
+u64 memfd_luo_unpreserved(void) { return nr_unpreserved; }
+
 static void memfd_unpreserve(struct liveupdate_file_args *a)
 {
 	struct inode *inode = a->file->inode;
 	struct memfd_luo_ser *ser = phys_to_virt(a->serialized_data);
 
+	nr_unpreserved++;
 	mutex_lock(&inode->lock);
 	if (ser->nr_folios) {
 		kho_unpreserve_vmalloc(&ser->folios);

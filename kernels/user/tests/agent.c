@@ -396,6 +396,8 @@ static void carry_out(char *line)
 		r = map(w);
 	else if (IS("munmap"))
 		r = result(munmap((void *)number(w[1]), number(w[2])));
+	else if (IS("madvise"))
+		r = result(madvise((void *)number(w[1]), number(w[2]), (int)number(w[3])));
 	else if (IS("ioctl")) {
 		any_ioctl(w);
 		return;
