@@ -45,6 +45,7 @@ from emu.errors import ConfigError
 ETHERTYPE = 0x88B5
 SUMMED_FROM, HEADER = 12, 44
 SIZE_MIN, SIZE_MAX = 60, 9216
+READY, READY_TICKS = "ready", 100_000
 SOURCE_MAC = bytes.fromhex("525400fedcba")
 _HEAD = struct.Struct("<6s6s2sHQQIII")
 _FILLING = random.Random(0x88B5).randbytes(2 * SIZE_MAX)
@@ -98,16 +99,17 @@ class TrafficSpec:
 
     ``rate``: frames, or bursts, a second of virtual time, if ``interval`` in ticks is not given. ``burst``:
     frames back to back each time. ``size``: bytes without check sequence, or a range to draw from by
-    ``seed``. ``count``: how many in all, 0 for no end. ``start``: a tick; without one somebody calls
-    `Traffic.start`. The wire is never faster than 1000 Mb/s. ``replay``: the frames of a recording, with the
-    ticks since its first; they go instead, at their own times.
+    ``seed``. ``count``: how many in all, 0 for no end. ``start``: a tick, or `READY`: `READY_TICKS` after the
+    card's receiver is turned on first; without one somebody calls `Traffic.start`. The wire is never faster
+    than 1000 Mb/s. ``replay``: the frames of a recording, with the ticks since its first; they go instead, at
+    their own times.
     """
 
     interval: int = 10_000
     burst: int = 1
     size: tuple[int, int] = (60, 60)
     count: int = 0
-    start: int | None = None
+    start: int | str | None = None
     seed: int = 1
     stream: int = 0
     nic: str = ""
@@ -121,7 +123,11 @@ class TrafficSpec:
             (1 <= self.burst < 1 << 32, "burst", self.burst),
             (SIZE_MIN <= low <= high <= SIZE_MAX, "size", f"{low}-{high}"),
             (0 <= self.count < 1 << 48, "count", self.count),
-            (self.start is None or 0 <= self.start < 1 << 63, "start", self.start),
+            (
+                self.start in (None, READY) or (isinstance(self.start, int) and 0 <= self.start < 1 << 63),
+                "start",
+                self.start,
+            ),
             (0 <= self.stream < 1 << 16, "stream", self.stream),
             (0 <= self.seed < 1 << 63, "seed", self.seed),
         ):
@@ -140,6 +146,8 @@ class TrafficSpec:
                 elif name == "size":
                     low, _, high = value.partition("-")
                     given[name] = (_number(low), _number(high or low))
+                elif name == "start" and value == READY:
+                    given[name] = value
                 elif name in ("interval", "burst", "count", "start", "seed", "stream"):
                     given[name] = _number(value)
                 elif name == "nic":
@@ -252,6 +260,7 @@ class Nic(Protocol):
 
     mac: bytes
     on_transmit: Callable[[bytes, int], None] | None
+    on_ready: Callable[[int], None] | None
 
     def receive(self, frame: bytes, now: int) -> None:
         """A frame has arrived."""
@@ -274,7 +283,9 @@ class Traffic(Device):
         """observers; no part of the machine"""
         nic.on_transmit = self._sent_by_card
         self.s = TrafficState()
-        if spec.start is not None:
+        if spec.start == READY:
+            nic.on_ready = self._ready
+        elif isinstance(spec.start, int):
             self.start(spec.start)
 
     # --- the source ---
@@ -288,6 +299,10 @@ class Traffic(Device):
             s.began = at - (self.spec.replay[s.sent][0] if s.sent < len(self.spec.replay) else 0)
         if not self.finished:
             self.at(at, "send")
+
+    def _ready(self, now: int) -> None:
+        if not self.s.sent and not self.s.running:
+            self.start(now + READY_TICKS)
 
     def stop(self) -> None:
         """Send no more; `start` goes on with the next frame."""
@@ -351,6 +366,18 @@ class Traffic(Device):
     def stream(self, number: int = 0) -> Stream:
         """What the sink saw of a stream."""
         return replace(self.s.streams.get(str(number), Stream()))
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON: what was sent, and what came back."""
+        s = self.s
+        streams = {
+            number: {"received": one.received, "duplicated": one.duplicated, "reordered": one.reordered}
+            for number, one in sorted(s.streams.items())
+        }
+        return {
+            "sent": s.sent, "finished": self.finished, "frames": s.frames, "bytes": s.bytes,
+            "foreign": s.foreign, "corrupted": s.corrupted, "streams": streams,
+        }  # fmt: skip
 
     # --- state ---
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+from emu import pcap
 from emu.debug import dmacheck
 from emu.debug.faults import FAULTS, fault
 from emu.debug.output import (
@@ -34,10 +35,12 @@ from emu.debug.release import RELEASES, kernel_name
 from emu.debug.update import MAX_INSTRUCTIONS, Options, Result, Update, split_command
 from emu.debug.workloads import DEFAULT as DEFAULT_WORKLOAD
 from emu.debug.workloads import WORKLOADS, Stream, Workload, cache_line, workload
+from emu.devices.platform import EXTRAS
 from emu.errors import ConfigError, EmuError, ImageError
 from emu.files import read_file
 from emu.initproto import Transcript
 from emu.machine import Machine, Stop, StopKind
+from emu.traffic import READY, TrafficSpec
 from kho.abi import MAX_PAGE_ORDER
 
 EXAMPLE = """\
@@ -52,12 +55,15 @@ examples
   luemu run --old bzImage --file ./lu:/bin/lu \\
             --before 'lu s1 S:one F:0x1:4K:all' --after 'lu s2 S:one F:0x1:4K:all'
                                         a Linux that preserves a memfd in a session
+  luemu run --device vtd --device e1000 --traffic rate=50k,size=64-9000,start=P9 --pcap-out sent.pcap
+                                        frames arrive at a network card from the freeze on
 
 --old and --new take the name of a release (old, new), a bzImage or an ELF file, of both kinds of kernel.
 Symbols are read from the ELF file, System.map or vmlinux beside the kernel. --before and --after may be given
 several times; each CMD is split like shell words and run without a shell, as root, with PATH=/bin:/sbin. WHEN
 is a phase (P9), an instruction number, or a moment: J (the old kernel jumps), K (the new one adopts memory),
-F (it has freed the rest).
+F (it has freed the rest). SPEC is of rate=N or interval=TICKS, burst=N, size=BYTES or LOW-HIGH, count=N,
+seed=N, stream=N, nic=NAME, start=TICK, a phase, or ready (the card's receiver is turned on; the default).
 """
 DEFAULT_OLD, DEFAULT_NEW = RELEASES
 _INTERACTIVE_SLICE = 5_000_000
@@ -109,6 +115,10 @@ def add_parser(subparsers: Any) -> None:
     a("--initramfs", metavar="FILE", help="a cpio archive: the whole file system, or what CMDs find in it")
     a("--incoming", metavar="IMAGE", help="begin with this recorded handover, in the new kernel")
     a("--updates", metavar="N", help="how many updates in a row (default 1, or one for each --new; 0: none)")
+    a("--device", action="append", default=[], metavar="NAME", help="add a device (help: list them)")
+    a("--traffic", metavar="SPEC", help="send frames to the network card, and verify what it sends")
+    a("--pcap-in", metavar="FILE", help="send it the frames of a recording, at their times")
+    a("--pcap-out", metavar="FILE", help="record all that is sent and received, for Wireshark")
     a("--interactive", action="store_true", help="a shell on the console, on this terminal")
     a("--record-input", metavar="FILE", help="write what is typed, with its ticks")
     a("--replay-input", metavar="FILE", help="type what was recorded, at the same ticks")
@@ -166,6 +176,7 @@ def options(args: argparse.Namespace) -> Options:
     at = [("save", *_when(t, "--save")) for t in args.save] + [
         ("dump", *_when(t, "--dump")) for t in args.dump
     ]
+    traffic, traffic_at = _traffic(args, work)
     symbols = args.symbols
     return Options(
         old=old,
@@ -188,10 +199,36 @@ def options(args: argparse.Namespace) -> Options:
         raw=args.raw,
         strict_memory=args.strict_memory,
         max_instructions=parse_number(args.max_instructions, "--max-instructions"),
-        devices=work.devices,
-        traffic=work.traffic,
+        devices=[*work.devices, *(name for name in args.device if name not in work.devices)],
+        traffic=traffic,
+        traffic_at=traffic_at,
         at=at,
     )
+
+
+def _traffic(args: argparse.Namespace, work: Workload) -> tuple[TrafficSpec | None, str | None]:
+    """What is at the other end of the network cable, and the phase that starts it. Raises UsageError."""
+    options = [("--traffic", args.traffic), ("--pcap-in", args.pcap_in), ("--pcap-out", args.pcap_out)]
+    given = [option for option, value in options if value is not None]
+    if work.traffic:
+        if args.traffic is not None or args.pcap_in is not None:
+            raise UsageError(f"workload {work.name} has its own: --rate, --frame-size", given[0])
+        return TrafficSpec.parse(work.traffic), None
+    if not given:
+        return None, None
+    if not any(name.split("/")[-1] == "e1000" for name in args.device):
+        raise UsageError("there is no network card: --device e1000 adds one", given[0])
+    words = (args.traffic or "").split(",")
+    phase = next((w.removeprefix("start=") for w in words if w.removeprefix("start=") in NAMES), None)
+    if phase is not None and args.raw:
+        raise UsageError("there are no phases with --raw", "--traffic")
+    spec = TrafficSpec.parse(",".join(w for w in words if phase is None or w != f"start={phase}"))
+    sends = args.traffic is not None or args.pcap_in is not None
+    if sends and phase is None and spec.start is None:
+        spec = replace(spec, start=READY)
+    if args.pcap_in is not None:
+        spec = replace(spec, replay=pcap.read(Path(args.pcap_in)))
+    return spec, phase
 
 
 def _workload(args: argparse.Namespace) -> Workload:
@@ -347,7 +384,7 @@ class Trace:
         self.ended: set[int] = set()
         if update.observer is not None:
             self.phase(update.observer.records[-1])  # the one that the run begins in
-            update.observer.on_phase = self.phase
+            update.on_phase = self.phase
 
     def write(self, event: str, **values: object) -> None:
         m = self.update.machine
@@ -460,6 +497,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.trace_dma and not args.trace:
         return fail(UsageError("says where: --trace FILE", "--trace-dma"), args.json)
+    if "help" in args.device:
+        print("\n".join(EXTRAS))
+        return 0
     try:
         o = options(args)
         update = Update(o)
@@ -475,10 +515,14 @@ def run(args: argparse.Namespace) -> int:
                 out.flush()
 
         update.on_console = console
+    capture: pcap.Writer | None = None
     try:
         trace = Trace(Path(args.trace), update) if args.trace else None
         if trace is not None:
             update.on_records = trace.records
+        if args.pcap_out:
+            capture = pcap.Writer(Path(args.pcap_out))
+            update.machine.traffic.taps.append(capture.frame)
         if args.replay_input:
             _replay(update, Path(args.replay_input))
         elif args.interactive:
@@ -496,6 +540,8 @@ def run(args: argparse.Namespace) -> int:
     finally:
         progress.clear()
         update.machine.close()
+        if capture is not None:
+            capture.close()
     if args.json:
         print_json(result.plain())
     else:
@@ -529,6 +575,8 @@ def show(result: Result, *, verbose: bool = False) -> None:
         print(f"cache: {cache_line(result.cache)}")
     if result.net is not None:
         _show_net(result.net)
+    if result.traffic is not None:
+        print(f"traffic: {_traffic_line(result.traffic)}")
     for v in result.violations[:VIOLATIONS_SHOWN_MAX]:
         at = "" if v["phys"] is None else f" ({v['phys']:#x})"
         print(paint("red", f"{v['id']} at {v['moment']}: {v['message']}{at}"))
@@ -569,6 +617,16 @@ def _show_net(n: dict[str, Any]) -> None:
             f"  DMA violation: {v['device']} ({v['bdf']}), {where}, phase {v['phase']} of kernel "
             f"{v['kernel']}: {v['reason']} ({v['count']:,} times)"
         )
+
+
+def _traffic_line(t: dict[str, Any]) -> str:
+    out = [f"{amount(t['sent'], 'frame')} sent to the card", f"{t['frames']:,} sent by it"]
+    out += [f"{t[what]:,} {what}" for what in ("foreign", "corrupted") if t[what]]
+    for number, s in t["streams"].items():
+        out.append(
+            f"stream {number}: {s['received']:,}, {s['duplicated']} duplicated, {s['reordered']} reordered"
+        )
+    return "; ".join(out)
 
 
 def _show_phases(result: Result, paint: Paint) -> None:

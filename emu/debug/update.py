@@ -42,6 +42,7 @@ from emu.initproto import Plan, ProgramRun, RecordError, RecordReader, Transcrip
 from emu.initramfs import Initramfs
 from emu.machine import Machine, Snapshot, Stop, StopKind
 from emu.memory import PAGE, U8Array, page_ranges
+from emu.traffic import TrafficSpec
 from kho import luemutest
 from kho.abi import SCRATCH_COUNT_MAX, SUBTREE_LUO, SUBTREE_MEMBLOCK, SUBTREE_METADATA, SUBTREE_TEST
 from kho.check import Report, Segment, Violation, failed
@@ -90,8 +91,10 @@ class Options:
     max_instructions: int = MAX_INSTRUCTIONS
     devices: Sequence[str] = ()
     """what the machine has beyond a plain PC (docs/devices.md)"""
-    traffic: str = ""
-    """what arrives at its network card (`emu.traffic.TrafficSpec`)"""
+    traffic: TrafficSpec | None = None
+    """what is at the other end of its network cable"""
+    traffic_at: str | None = None
+    """id of the phase that starts it"""
     at: Sequence[tuple[str, str, Path]] = ()
     """(what, when, file): what is "save" or "dump", when a moment, phase id or instruction number"""
 
@@ -250,6 +253,8 @@ class Result:
     """what the cache's client found, all updates together; None if there is no cache"""
     net: dict[str, Any] | None = None
     """what the receiver of the workload `net` and those who watched it found; None if there is none"""
+    traffic: dict[str, Any] | None = None
+    """what was sent to the network card, and what came from it"""
 
     def plain(self) -> dict[str, Any]:
         """For JSON: the run, with the fields of the last update repeated at the top."""
@@ -269,6 +274,7 @@ class Result:
             "panic": self.panic,
             "cache": self.cache,
             "net": self.net,
+            **({} if self.traffic is None else {"traffic": self.traffic}),
         }  # fmt: skip
 
 
@@ -299,10 +305,8 @@ class Update:
         self.symbols = [kernel.symbols for kernel in self.chain.kernels]
         self.incoming = Incoming.open(o.incoming) if o.incoming is not None else None
         memory = o.memory if self.incoming is None else self.incoming.size
-        self.machine = Machine(
-            memory, strict_memory=o.strict_memory, devices=o.devices, traffic=o.traffic or None
-        )
-        self.sent = Sent(self.machine.traffic) if o.traffic else None
+        self.machine = Machine(memory, strict_memory=o.strict_memory, devices=o.devices, traffic=o.traffic)
+        self.sent = Sent(self.machine.traffic) if o.traffic is not None else None
         self.transcript = Transcript()
         self.reader = RecordReader()
         self.record_error: RecordError | None = None
@@ -312,9 +316,11 @@ class Update:
         """numbers of the phase records at which the updates begin"""
         self.on_console: Callable[[int], None] | None = None
         self.on_records: Callable[[Transcript], None] | None = None
+        self.on_phase: Callable[[Record], None] | None = None
         self.machine.serial_sinks.append(self._serial)
         self._boot()
         self._pending_at = list(o.at)
+        self._traffic_at = o.traffic_at
         self.ended: Stop | None = None
         """set when the machine stopped before `run` was called (an interactive session)"""
         self.checker: RuntimeChecker | None = None
@@ -335,6 +341,7 @@ class Update:
                 seen = [None if kernel.own else kernel.symbols for kernel in kernels]
                 self.checker = RuntimeChecker(self.machine, seen)
             self.observer = PhaseObserver(self.machine, kernels, self._moment)
+            self.observer.on_phase = self._entered
             if self.chain.own:
                 self.own = OwnChecker(self.machine, kernels)
                 self.own.before_free = self._examine_before_free
@@ -342,6 +349,13 @@ class Update:
                 self.machine.memory.observers.append(self._host_writes_memory)
             if self.incoming is not None:
                 self._receive(self.incoming)
+
+    def _entered(self, record: Record) -> None:
+        if self.on_phase is not None:
+            self.on_phase(record)
+        if record.id == self._traffic_at:
+            self._traffic_at = None
+            self.machine.traffic.start(at=self.machine.ticks + 1)
 
     def _boot(self) -> None:
         generation = 0 if self.incoming is None else 1
@@ -800,6 +814,8 @@ class Update:
             reasons.append(f"the host wrote to memory between J and F: {size} bytes at {phys:#x} ({by})")
         for what, when, path in self._pending_at:
             reasons.append(f"--{what} {when}={path}: the run never got there")
+        if self._traffic_at is not None:
+            reasons.append(f"--traffic start={self._traffic_at}: the run never got there")
         crashed = stop.kind not in (StopKind.POWER_OFF, StopKind.UNTIL, StopKind.REQUEST)
         symbols = self.chain.kernel(len(jumps)).symbols
         text = guest.epitaph(self.machine, symbols) if crashed else ""
@@ -822,6 +838,7 @@ class Update:
             panic=died[1] if died is not None else None,
             cache=together([r for r in self._cache_reports().values() if r is not None]),
             net=None if net is None else net.plain(),
+            traffic=self.machine.traffic.plain() if self.options.traffic is not None else None,
         )  # fmt: skip
 
     def _net(self) -> Net | None:

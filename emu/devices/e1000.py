@@ -89,6 +89,8 @@ class E1000(PciFunction):
         self.mac = MAC if "/" not in name else MAC[:5] + bytes((MAC[5] + 1,))
         self.on_transmit: Callable[[bytes, int], None] | None = None
         """``on_transmit(frame, now)``: a frame leaves by the wire"""
+        self.on_ready: Callable[[int], None] | None = None
+        """``on_ready(now)``: software turns the receiver on"""
         self._exact: frozenset[bytes] | None = None  # the addresses in `ra`, once computed
         words = beside.contents(self.mac, SUBSYSTEM, (VENDOR, DEVICE))
         self.s = E1000State(bytes(self.size), eeprom=beside.EepromState(words))
@@ -405,8 +407,11 @@ class E1000(PciFunction):
     # --- reception ---
 
     def _write_rctl(self, value: int, now: int) -> None:
+        before = self.s.regs["RCTL"]
         self.s.regs["RCTL"] = value & _MASKS["RCTL"]
         self._resume(now)
+        if value & ~before & regs.RCTL_EN and self.on_ready is not None:
+            self.on_ready(now)
 
     def _write_rdt(self, value: int, now: int) -> None:
         self.s.regs["RDT"] = value & 0xFFFF

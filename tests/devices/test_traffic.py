@@ -13,7 +13,8 @@ from emu.clock import Clock
 from emu.devices.e1000 import wire_ticks
 from emu.errors import ConfigError, ImageError
 from emu.machine import Machine
-from emu.traffic import SIZE_MAX, Frame, Stream, Traffic, TrafficSpec, sums
+from emu.traffic import READY_TICKS, SIZE_MAX, Frame, Stream, Traffic, TrafficSpec, sums
+from tests.devices.nic_rig import NicBoard
 
 MIB = 1 << 20
 
@@ -25,6 +26,7 @@ class Card:
 
     def __init__(self) -> None:
         self.on_transmit: Callable[[bytes, int], None] | None = None
+        self.on_ready: Callable[[int], None] | None = None
         self.got: list[tuple[int, bytes]] = []
 
     def receive(self, frame: bytes, now: int) -> None:
@@ -114,6 +116,25 @@ def test_sizes_are_spread_and_follow_from_the_seed() -> None:
     assert sizes != [TrafficSpec.parse("size=60-9000,seed=6").size_of(i) for i in range(2000)]
 
 
+def test_start_when_the_receiver_is_turned_on() -> None:
+    clock, card, traffic = setup("interval=1000,count=3,start=ready")
+    clock.run(5_000_000)
+    assert card.got == [] and card.on_ready is not None
+    card.on_ready(6_000_000)
+    card.on_ready(6_050_000)
+    clock.run(7_000_000)
+    assert [now for now, _ in card.got] == [6_000_000 + READY_TICKS + 1000 * i for i in range(3)]
+    card.on_ready(8_000_000)
+    clock.run(1 << 40)
+    assert len(card.got) == 3 and traffic.plain()["sent"] == 3, "once"
+    b = NicBoard()
+    Traffic(b.clock, TrafficSpec.parse("interval=1000,count=3,start=ready"), b.nic)
+    b.to(1_000)
+    b.receive_ring()
+    b.after(1_000_000)
+    assert len(b.take_all()) == 3
+
+
 def test_stop_and_go_on() -> None:
     clock, card, traffic = setup("interval=1000,count=6,start=0")
     clock.run(2500)
@@ -181,7 +202,8 @@ def test_ranges_against_a_set() -> None:
         ("speed=1", "there is no 'speed' in traffic; there are rate, interval"), ("rate=fast", "'rate=fast'"),
         ("rate=0", "'rate=0'"), ("size=59", "size=59-59"), ("size=100-60", "size=100-60"),
         ("size=9217", "size=9217"), ("count=-1", "count=-1"), ("burst=0", "burst=0"),
-        ("stream=65536", "stream=65536"), ("interval", "'interval'"),
+        ("stream=65536", "stream=65536"), ("start=P9", "'start=P9'"),
+        ("interval", "'interval'"),
     ],
 )  # fmt: skip
 def test_bad_specifications(text: str, message: str) -> None:
