@@ -59,17 +59,18 @@ FUNCTIONS: dict[str, str] = {
     "luo_file_unpreserve_files": "_mutates",
     "luo_retrieve_file": "_mutates",
     "luo_file_finish": "_finish_files",
-    "memfd_freeze": "_freeze",
+    **{f"{kind}_freeze": "_freeze" for kind in ("memfd", "iommufd", "vfio")},
+    **{f"{kind}_retrieve": "_retrieve" for kind in ("memfd", "iommufd", "vfio")},
+    **{f"{kind}_finish": "_finish" for kind in ("memfd", "iommufd", "vfio")},
     "memfd_preserve": "_preserve",
     "kho_preserve_vmalloc": "_preserve_array",
     "memfd_unpreserve": "_unpreserve",
-    "memfd_retrieve": "_retrieve",
-    "memfd_finish": "_finish",
     "luo_open": "_open",
     "luo_ioctl": "_ioctl",
     "luo_release": "_release",
     "fd_install": "_fd_install",
     "liveupdate_register_flb": "_flb_register",
+    "liveupdate_flb_get_incoming": "_flb_asked",
 }
 EVENTS: dict[str, str] = {
     "luo:session_serialize": "_serialize_locked",
@@ -643,7 +644,7 @@ class LuoChecker:
             self._granted.add(name)
 
     def _retrieve(self, r: Registers, arguments: tuple[int, ...]) -> None:
-        """memfd_retrieve(args)."""
+        """A handler's retrieve(args)."""
         with self.judge.checking("INV-41"):
             handle = self._data(self._structures(), r["rdi"])
             if handle not in self._files:
@@ -677,7 +678,7 @@ class LuoChecker:
             self._receiver("INV-43", message, left[-1])
 
     def _finish(self, r: Registers, arguments: tuple[int, ...]) -> None:
-        """memfd_finish(args)."""
+        """A handler's finish(args)."""
         with self.judge.checking("INV-43"):
             handle = self._data(self._structures(), r["rdi"])
             mine = next((left for left in self._finishing.values() if handle in left), [])
@@ -696,7 +697,14 @@ class LuoChecker:
 
     def _flb_register(self, r: Registers, arguments: tuple[int, ...]) -> None:
         """liveupdate_register_flb(handler, flb): watch its own retrieve and finish from now on."""
-        flb = r["rsi"]
+        self._flb_watch(r["rsi"])
+
+    def _flb_asked(self, r: Registers, arguments: tuple[int, ...]) -> None:
+        """liveupdate_flb_get_incoming(flb, …), which a core may call before any handler needs it."""
+        if r["rdi"] not in self._flb_names:
+            self._flb_watch(r["rdi"])
+
+    def _flb_watch(self, flb: int) -> None:
         with self.judge.checking("INV-44"):
             s = self._structures()
             self._flb_names[flb] = s.text(

@@ -33,7 +33,7 @@ struct account {
 	uint64_t last_frame, gap_from, gap_to;	/* time-stamp counter: longest time without a frame, both ends */
 	uint64_t last_poll;		/* time-stamp counter */
 	uint64_t poll_from, poll_to;	/* of the longest time without a look at the ring, across an update */
-	uint64_t backlog;		/* frames that the first look after an update found, at most */
+	uint64_t backlog;		/* frames that the first look after an update found; the most */
 	uint64_t signals;		/* of the eventfd */
 	uint64_t spurious;		/* that found no frame and no cause */
 	uint64_t lost_interrupts;	/* frames were there, and no signal came */
