@@ -24,7 +24,7 @@ BENCHMARKS: dict[str, tuple[Callable[[], dict[str, float]], str]] = {
     "counting": (counting.run, "exact counting as a multiple of none (bars: median 1.3, worst 3.5)"),
     "plain": (plain.run, "our machine as a multiple of the engine by itself (the same bars)"),
     "snapshots": (snapshots.run, "with 100 dirty pages (bars: 500 us, 300 us, ratios 1.5)"),
-    "dma": (dma.run, "a frame of 9000 bytes through the remapping unit (bars: 10 x a copy, log 2 x)"),
+    "dma": (dma.run, "a frame of 9000 bytes through the remapping unit (bars: 10 x a copy, log 2 x, idle 1)"),
     "decode": (decode.run, "a map of four million order-0 pages (bar: half a second)"),
     "own": (own_update.run, "a chain of our kernels (bars: 2.0 x QEMU TCG, 1.0 x icount)"),
     "preserving": (

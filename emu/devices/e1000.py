@@ -510,7 +510,8 @@ class E1000(PciFunction):
         s = self.s
         r = s.regs
         rctl, head, tail, count = r["RCTL"], r["RDH"], r["RDT"], r["RDLEN"] >> 4
-        if not rctl & regs.RCTL_EN or head >= count or tail >= count or not self.bus_master:
+        dma = self.dma
+        if not rctl & regs.RCTL_EN or head >= count or tail >= count or dma is None or not self.bus_master:
             return False
         size = regs.buffer_size(rctl)
         free = (tail - head) % count
@@ -527,20 +528,21 @@ class E1000(PciFunction):
                 status |= regs.RX_IXSM
         else:
             status |= regs.RX_IXSM
-        base = r["RDBAH"] << 32 | r["RDBAL"]
+        base, requester = r["RDBAH"] << 32 | r["RDBAL"], self.requester
         left, done = len(frame), 0
         while left > 0 and free:
             at = base + 16 * head
-            address = self.dma_read(at, 8, now)
+            address = dma.read(requester, at, 8, now)
             length = 0
             if address != b"\0\0\0\0\0\0\0\0":  # a null descriptor is used up and takes nothing
                 length = min(left, size)
                 piece = frame if length == len(frame) else frame[done : done + length]
-                self.dma_write(int.from_bytes(address, "little"), piece, now)
+                dma.write(requester, int.from_bytes(address, "little"), piece, now, self.writer)
                 left -= length
                 done += length
             word = length | packet_sum << 16 | (status if left else status | regs.RX_EOP) << 32 | errors << 40
-            self.dma_write(at, address + (word | tag >> 8 << 48).to_bytes(8, "little"), now)
+            done_word = (word | tag >> 8 << 48).to_bytes(8, "little")
+            dma.write(requester, at, address + done_word, now, self.writer)
             head = head + 1 if head + 1 < count else 0
             free -= 1
         r["RDH"] = head
