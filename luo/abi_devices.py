@@ -47,6 +47,24 @@ AUTOMATIC: Final = 1  # flag of a HWPT
 SMALL: Final = 2  # flag of an IOAS
 READ, WRITE = 1, 2
 
+# --- struct pci_luemu_ser: the FLB of the PCI core, one page ------------------------------------------------
+PCI_COMPATIBLE: Final = "pci-luemu-v1"
+PCI: Final = struct.Struct("<QII48s")  # checksum, number of functions, reserved, reserved
+PCI_SIZE: Final = 4096
+PCI_FUNCTIONS: Final = 32
+PCI_FUNCTION: Final = struct.Struct("<HHHHIBBH6Q6Q")
+"""bdf, vendor, device, flags, class, header, secondary bus, reserved, BARs, their sizes"""
+PCI_BARS: Final = 6
+PCI_BRIDGE: Final = 1  # flag
+
+# --- struct vfio_luemu_ser: a file --------------------------------------------------------------------------
+VFIO_COMPATIBLE: Final = "vfio-pci-luemu-v1"
+VFIO: Final = struct.Struct("<QHHHHIIII24s256s")
+"""checksum, bdf, vendor, device, reserved, irq, flags, device object, HWPT, reserved, configuration space"""
+VFIO_CONFIG: Final = 256
+IRQ_NAMES: Final = {0: "INTx", 1: "MSI", 5: "no interrupt"}
+VFIO_FLAGS: Final = {1: "masked", 2: "pin off", 4: "made up for", 8: "can be reset"}
+
 
 def checksum(data: bytes) -> int:
     """Of everything behind the checksum itself: over 64-bit words."""

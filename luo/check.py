@@ -160,9 +160,12 @@ def metadata_pages(handover: Handover) -> Words:
         single += [luo.flbs_phys]
         single += [block.phys for block in luo.chain.blocks] if luo.chain else []
         single += luo.iommu.pages if luo.iommu else []
+        single += [luo.pci.phys] if luo.pci else []
         for session in luo.sessions:
             single += [block.phys for block in session.chain.blocks] if session.chain else []
             for file in session.files:
+                if file.vfio is not None:
+                    single.append(file.vfio.phys)
                 if file.iommufd is not None:
                     end = file.iommufd.phys + file.iommufd.size
                     single += range(file.iommufd.phys, end, PAGE_SIZE)

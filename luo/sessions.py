@@ -10,17 +10,19 @@ from kho.block import BlockChain
 from kho.handover import Handover
 from kho.memory import WritableMemory
 from luo.abi import FILE, FILE_COMPATIBLE_SIZE, MEMFD_COMPATIBLE, SESSION, SESSION_NAME_SIZE
-from luo.abi_devices import IOMMUFD_COMPATIBLE
+from luo.abi_devices import IOMMUFD_COMPATIBLE, VFIO_COMPATIBLE
+from luo.devices import VfioDevice, read_vfio
 from luo.flb import text
 from luo.iommu import Iommufd, read_iommufd
 from luo.memfd import Memfd, read_memfd
 from luo.testfile import TEST_COMPATIBLE, read_test_file
 
-Decoded = Memfd | Iommufd | None
+Decoded = Memfd | Iommufd | VfioDevice | None
 HANDLERS: dict[str, Callable[[Handover, int, int], Decoded]] = {
     MEMFD_COMPATIBLE: read_memfd,
     TEST_COMPATIBLE: read_test_file,
     IOMMUFD_COMPATIBLE: read_iommufd,
+    VFIO_COMPATIBLE: read_vfio,
 }
 """Decoders of file types by compatible string: (handover, data handle, owner) -> what the file is."""
 
@@ -44,6 +46,11 @@ class File:
     def iommufd(self) -> Iommufd | None:
         """The file, if it is one of /dev/iommu."""
         return self.decoded if isinstance(self.decoded, Iommufd) else None
+
+    @property
+    def vfio(self) -> VfioDevice | None:
+        """The file, if it is a PCI function's."""
+        return self.decoded if isinstance(self.decoded, VfioDevice) else None
 
 
 @dataclass

@@ -9,10 +9,12 @@ import numpy as np
 from kho.abi import PAGE_SIZE
 from kho.block import BlockChain
 from kho.handover import Handover
+from luo import devices, iommu
 from luo.abi import LUO_COMPATIBLE, LUO_SER, LUO_SUBTREE
-from luo.abi_devices import IOMMU_COMPATIBLE
+from luo.abi_devices import IOMMU_COMPATIBLE, PCI_COMPATIBLE
+from luo.devices import PciCore, read_pci
 from luo.flb import FlbPage, read_page, text
-from luo.iommu import Iommu, compare, read_iommu
+from luo.iommu import Iommu, read_iommu
 from luo.sessions import Session, read_sessions
 
 
@@ -29,6 +31,7 @@ class Luo:
     chain: BlockChain | None = None
     flb_page: FlbPage | None = None
     iommu: Iommu | None = None
+    pci: PciCore | None = None
 
     @classmethod
     def read(cls, handover: Handover) -> Luo | None:
@@ -66,10 +69,14 @@ class Luo:
         for flb in luo.flb_page.flbs if luo.flb_page else ():
             if flb.compatible == IOMMU_COMPATIBLE:
                 luo.iommu = read_iommu(handover, flb.data)
+            elif flb.compatible == PCI_COMPATIBLE:
+                luo.pci = read_pci(handover, flb.data)
         luo.sessions, luo.chain = read_sessions(handover, sessions_phys)
-        files = [file.iommufd for session in luo.sessions for file in session.files if file.iommufd]
-        if files or luo.iommu is not None:
-            compare(handover, luo.iommu, files)
+        files = [file for session in luo.sessions for file in session.files]
+        iommufds = [file.iommufd for file in files if file.iommufd]
+        if iommufds or luo.iommu is not None:
+            iommu.compare(handover, luo.iommu, iommufds)
+        devices.compare(handover, luo.pci, [file.vfio for file in files if file.vfio], iommufds)
         return luo
 
     @property

@@ -40,7 +40,7 @@ from kho.memory import PhysicalMemory, Reader
 from kho.setup_data import ScratchArea, ScratchList
 from luo import Luo, payload_bytes
 from luo.abi import SEAL_NAMES
-from luo.abi_devices import IOMMU_COMPATIBLE
+from luo.abi_devices import IOMMU_COMPATIBLE, PCI_COMPATIBLE
 from luo.check import check
 from luo.sessions import File, Session
 
@@ -394,6 +394,8 @@ def _describe_luo(handover: Handover, luo: Luo, summary: bool) -> dict[str, Any]
     document["flbs"] = [{"compatible": flb.compatible, "data": flb.data, "count": flb.count} for flb in flbs]
     if luo.iommu is not None:
         document["iommu"] = inspect_devices.describe_iommu(luo.iommu)
+    if luo.pci is not None:
+        document["pci"] = inspect_devices.describe_pci(luo.pci)
     return document
 
 
@@ -407,6 +409,8 @@ def _describe_file(handover: Handover, file: File) -> dict[str, Any]:
     names = ("size", "pos", "seals", "flags", "folios", "sha256")
     if file.iommufd is not None:
         return document | {"iommufd": inspect_devices.describe_iommufd(file.iommufd)}
+    if file.vfio is not None:
+        return document | {"vfio": inspect_devices.describe_vfio(file.vfio)}
     if memfd is None:
         return document | dict.fromkeys(names)
     values = (memfd.size, memfd.pos, memfd.seals, memfd.flags, memfd.nr_folios, memfd.sha256(handover.reader))
@@ -501,12 +505,14 @@ def _draw_luo(tree: Branch, handover: Handover, luo: Luo, paint: Paint, summary:
         line = branch.add(f'FLB "{clean(flb.compatible)}": data {flb.data:#x}, {amount(flb.count, "user")}')
         if luo.iommu is not None and flb.compatible == IOMMU_COMPATIBLE and not summary:
             inspect_devices.draw_iommu(line, luo.iommu)
+        if luo.pci is not None and flb.compatible == PCI_COMPATIBLE and not summary:
+            inspect_devices.draw_pci(line, luo.pci)
 
 
 def _file_line(handover: Handover, file: File) -> str:
     memfd = file.memfd
-    if file.iommufd is not None:
-        what = inspect_devices.iommufd_line(file.iommufd)
+    what = inspect_devices.file_line(file)
+    if what is not None:
         return f"token {file.token:#x}: {clean(file.compatible)}, {what}"
     if memfd is None:
         return f"token {file.token:#x}: {clean(file.compatible)}, data {file.data:#x}, not decoded"

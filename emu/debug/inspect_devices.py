@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from emu.debug.output import Branch, amount, size
-from luo.abi_devices import DEVICE, HWPT, IOAS, READ, SMALL, WRITE, bdf
+from luo.abi_devices import DEVICE, HWPT, IOAS, IRQ_NAMES, READ, SMALL, VFIO_FLAGS, WRITE, bdf
+from luo.devices import PciCore, VfioDevice
 from luo.iommu import Iommu, Iommufd, Mapping, Object
+from luo.sessions import File
 
 LINES_MAX = 20
 KINDS = {IOAS: "ioas", HWPT: "hwpt", DEVICE: "device"}
@@ -45,6 +47,66 @@ def iommufd_line(iommufd: Iommufd) -> str:
     counts = {kind: sum(o.kind == kind for o in iommufd.objects) for kind in KINDS}
     objects = ", ".join(amount(count, KINDS[kind]) for kind, count in counts.items() if count)
     return f"{objects or 'no objects'}, {amount(len(iommufd.areas), 'area')} with {size(iommufd.mapped)}"
+
+
+def vfio_line(device: VfioDevice) -> str:
+    """Which function, where it is attached, and how it interrupts."""
+    flags = "".join(f", {name}" for bit, name in VFIO_FLAGS.items() if device.flags & bit)
+    irq = IRQ_NAMES.get(device.irq, f"interrupt {device.irq}")
+    return (
+        f"{bdf(device.bdf)} [{device.vendor:04x}:{device.device:04x}], object {device.object} in "
+        f"{device.table}, {irq}{flags}"
+    )
+
+
+def file_line(file: File) -> str | None:
+    """What a file is, if it is one of those that are shown here."""
+    if file.iommufd is not None:
+        return iommufd_line(file.iommufd)
+    return vfio_line(file.vfio) if file.vfio is not None else None
+
+
+def draw_pci(branch: Branch, core: PciCore) -> None:
+    """Functions with what they decode."""
+    for f in core.functions:
+        what = f"bridge to bus {f.secondary:02x}" if f.bridge else f"class {f.class_:06x}"
+        line = branch.add(f"function {bdf(f.bdf)} [{f.vendor:04x}:{f.device:04x}], {what}")
+        for number, (bar, length) in f.bars.items():
+            line.add(f"BAR {number}: {bar:#x}, {size(length)}")
+
+
+def describe_pci(core: PciCore) -> dict[str, Any]:
+    """For --json."""
+    return {
+        "phys": core.phys,
+        "functions": [
+            {
+                "function": bdf(f.bdf),
+                "vendor": f.vendor,
+                "device": f.device,
+                "class": f.class_,
+                "bridge": f.bridge,
+                "secondary": f.secondary,
+                "bars": {str(n): list(bar) for n, bar in f.bars.items()},
+            }
+            for f in core.functions
+        ],
+    }
+
+
+def describe_vfio(device: VfioDevice) -> dict[str, Any]:
+    """For --json."""
+    return {
+        "phys": device.phys,
+        "function": bdf(device.bdf),
+        "vendor": device.vendor,
+        "device": device.device,
+        "object": device.object,
+        "table": device.table,
+        "irq": device.irq,
+        "flags": device.flags,
+        "config": device.config.hex(),
+    }
 
 
 def describe_iommu(iommu: Iommu) -> dict[str, Any]:

@@ -46,6 +46,20 @@ MEMBERS = {
     "iommufd_luemu_area": members(abi.AREA_DTYPE, {"first": "first_extent", "count": "nr_extents"}),
     "iommufd_luemu_extent": members(abi.EXTENT_DTYPE, {}),
     "iommufd_luemu_range": members(abi.RANGE_DTYPE, {}),
+    "pci_luemu_function": {
+        "bdf": (0, 2), "vendor": (2, 2), "device": (4, 2), "flags": (6, 2), "class": (8, 4),
+        "header": (12, 1), "secondary": (13, 1), "reserved": (14, 2), "bar": (16, 48), "size": (64, 48),
+    },
+    "pci_luemu_ser": {
+        "checksum": (0, 8), "nr_functions": (8, 4), "reserved": (12, 4), "reserved2": (16, 48),
+        "functions": (abi.PCI.size, abi.PCI_FUNCTIONS * abi.PCI_FUNCTION.size),
+        "reserved3": (3648, 448),
+    },
+    "vfio_luemu_ser": {
+        "checksum": (0, 8), "bdf": (8, 2), "vendor": (10, 2), "device": (12, 2), "reserved": (14, 2),
+        "irq": (16, 4), "flags": (20, 4), "object": (24, 4), "table": (28, 4), "reserved2": (32, 24),
+        "config": (56, abi.VFIO_CONFIG),
+    },
 }  # fmt: skip
 SIZES = {
     "iommu_luemu_domain": abi.IOMMU_DOMAIN.size,
@@ -56,6 +70,9 @@ SIZES = {
     "iommufd_luemu_area": abi.AREA_DTYPE.itemsize,
     "iommufd_luemu_extent": abi.EXTENT_DTYPE.itemsize,
     "iommufd_luemu_range": abi.RANGE_DTYPE.itemsize,
+    "pci_luemu_function": abi.PCI_FUNCTION.size,
+    "pci_luemu_ser": abi.PCI_SIZE,
+    "vfio_luemu_ser": abi.VFIO.size,
 }
 CONSTANTS = {
     "IOMMU_LUEMU_DOMAINS": abi.IOMMU_DOMAINS,
@@ -72,6 +89,19 @@ CONSTANTS = {
     "IOMMUFD_LUEMU_ALLOWED": 2,
 }
 VERSIONS = {"iommu_compatible": abi.IOMMU_COMPATIBLE, "iommufd_compatible": abi.IOMMUFD_COMPATIBLE}
+OF_FUNCTIONS = {
+    "PCI_LUEMU_FUNCTIONS": abi.PCI_FUNCTIONS,
+    "PCI_LUEMU_BARS": abi.PCI_BARS,
+    "PCI_LUEMU_BRIDGE": abi.PCI_BRIDGE,
+    "VFIO_LUEMU_INTX": 0,
+    "VFIO_LUEMU_MSI": 1,
+    "VFIO_LUEMU_NO_IRQ": 5,
+    "VFIO_LUEMU_MASKED": 1,
+    "VFIO_LUEMU_INTX_OFF": 2,
+    "VFIO_LUEMU_MAKE_UP": 4,
+    "VFIO_LUEMU_RESET": 8,
+    "VFIO_LUEMU_CONFIG": abi.VFIO_CONFIG,
+}
 CONTRACT = Contract(HEADER, "devices_abi", MEMBERS, SIZES, CONSTANTS, {}, VERSIONS)
 
 
@@ -82,8 +112,9 @@ def test_the_release_says_the_same(release: str) -> None:
 
 def test_all_of_the_header_is_compared() -> None:
     text = HEADER.read_text()
-    assert set(MEMBERS) == set(re.findall(r"^struct (iommu\w+) \{", text, re.MULTILINE))
-    assert set(CONSTANTS) == set(re.findall(r"^\s*(IOMMU\w+) =", text, re.MULTILINE))
+    assert set(MEMBERS) == set(re.findall(r"^struct (\w+) \{", text, re.MULTILINE))
+    assert set(CONSTANTS | OF_FUNCTIONS) == set(re.findall(r"^\s*([A-Z][A-Z0-9_]+) =", text, re.MULTILINE))
+    assert set(abi.IRQ_NAMES) == {OF_FUNCTIONS[f"VFIO_LUEMU_{n}"] for n in ("INTX", "MSI", "NO_IRQ")}
     assert f"{abi.SUM_FACTOR:#x}UL" in text
 
 
