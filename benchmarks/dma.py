@@ -1,5 +1,5 @@
-"""What a frame of 9000 bytes costs, as a multiple of a numpy copy: a DMA write through the remapping unit, and
-all that the network card does with it; with and without the log of DMA. What idle devices cost."""
+"""What a frame of 9000 bytes costs, as a multiple of a numpy copy: a DMA write through the remapping unit,
+and all that the network card does with it, with and without the log of DMA. What idle devices cost."""
 
 from __future__ import annotations
 
