@@ -127,6 +127,11 @@ class DmaViolation:
         )
 
 
+def sorted_violations(found: Sequence[DmaViolation]) -> list[DmaViolation]:
+    """What was done to a page first, then what could have been, then what went nowhere; each in its order."""
+    return sorted(found, key=lambda v: (v.phys is None, not v.size))
+
+
 def bdf(requester: int) -> str:
     """A requester id as people write it."""
     return f"{requester >> 8:02x}:{requester >> 3 & 31:02x}.{requester & 7}"
@@ -604,4 +609,7 @@ def plain(event: Any) -> dict[str, object]:
     }
 
 
-__all__ = ["EVENT", "PHASES", "WRONGS", "DmaViolation", "DmaWatch", "Reference", "bdf", "functions", "plain"]
+__all__ = [
+    "EVENT", "PHASES", "WRONGS", "DmaViolation", "DmaWatch", "Reference", "bdf", "functions", "plain",
+    "sorted_violations",
+]  # fmt: skip

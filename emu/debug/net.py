@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from emu.debug.dmacheck import PHASES, DmaViolation, DmaWatch, bdf
+from emu.debug.dmacheck import PHASES, DmaViolation, DmaWatch, bdf, sorted_violations
 from emu.debug.phases import NAMES, Record
 from emu.devices.e1000 import E1000
 from emu.devices.e1000_regs import RCTL_EN
@@ -233,7 +233,7 @@ def conclude(report: NetReport | None, source: Sent, watch: DmaWatch, records: S
         signals=r.signals,
         spurious=r.spurious,
         lost_interrupts=r.lost_interrupts,
-        violations=list(watch.violations),
+        violations=sorted_violations(watch.violations),
         reasons=reasons,
     )
 

@@ -24,7 +24,7 @@ import kernels
 from emu.boot import Boot, BzImage
 from emu.debug import epitaph, guest, kexec
 from emu.debug.chain import INIT, Chain
-from emu.debug.dmacheck import DmaWatch, Reference
+from emu.debug.dmacheck import DmaWatch, Reference, sorted_violations
 from emu.debug.guest import UnknownLayout
 from emu.debug.incoming import Incoming
 from emu.debug.inspect import _describe_session as describe_session
@@ -850,7 +850,7 @@ class Update:
         return conclude(reports[-1] if reports else None, self.sent, self.dma, self.observer.records)
 
     def _dma_reasons(self) -> list[str]:
-        found = self.dma.violations if self.dma is not None else []
+        found = sorted_violations(self.dma.violations) if self.dma is not None else []
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         return [f"DMA: {found[0]}{more}"] if found else []
 

@@ -7,6 +7,7 @@
  * of what may have come meanwhile; see docs/abi-devices.md. A pin that is asserted and not masked needs no such help.
  */
 #include "vfio.h"
+#include "breakage.h"
 #include "errno.h"
 #include "eventfd.h"
 #include "page.h"
@@ -105,7 +106,7 @@ static struct file *set_trigger(struct vfio_device *v, struct file *new)
 	struct file *before = v->trigger;
 
 	v->trigger = new;
-	if (new && v->make_up) {
+	if (new && v->make_up && !breaks("interrupt", NULL)) {	// break: nobody hears of what came meanwhile
 		v->make_up = false;
 		signal_trigger(v);
 	}

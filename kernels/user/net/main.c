@@ -1,13 +1,13 @@
 /*
  * main.c - a network receiver in user space that goes on receiving through live updates
  *
- *	net start [--irq] [--unmap] [--ring N] [--buffer BYTES]
+ *	net start [--irq] [--unmap] [--ring N] [--buffer BYTES] [--iova A]
  *			before an update: takes the e1000 from VFIO, receives, and has everything preserved. Goes on with the
  *			receiver that there is, if there is one.
  *	net check [N]	after it: retrieves everything, goes on receiving, reports. After N updates it stops receiving first,
  *			so that the report is final
  *	net stop	stops receiving and reports
- *	net receive [--irq] [--ring N] [--buffer BYTES] MS
+ *	net receive [--irq] [--ring N] [--buffer BYTES] [--iova A] MS
  *			receives for so many milliseconds and reports; nothing is preserved, so that it runs on any Linux
  *
  * The receiver is a process that is left behind. It holds the device, an iommufd, and two memfds: the ring with its
@@ -41,7 +41,7 @@
 enum { TOKEN_RING = 1, TOKEN_ACCOUNT, TOKEN_IOMMUFD, TOKEN_DEVICE };
 
 #define ACCOUNT_PATH	"/tmp/net.account"	/* a link to where the receiver has it open */
-#define IOVA		0x1000000UL		/* of the ring: without remapping that is the middle of a kernel */
+#define IOVA		0x1000000UL		/* of the ring, if nothing else is wished */
 #define UNMAPPED	0x800000UL		/* a page that is taken away while the device uses it (--unmap) */
 #define UNMAPPED_DESCRIPTOR	7
 #define PAGE		4096UL
@@ -151,8 +151,7 @@ static int set_up(struct receiver *r, bool interrupts)
 {
 	if (vfio_open(&r->nic.vfio, E1000_VENDOR, E1000_DEVICE) < 0 || make_memory(r) < 0)
 		return -1;
-	r->nic.iova = IOVA;
-	if (vfio_map(&r->nic.vfio, r->nic.memory, IOVA, e1000_memory_size(r->nic.count, r->nic.buffer)) < 0 ||
+	if (vfio_map(&r->nic.vfio, r->nic.memory, r->nic.iova, e1000_memory_size(r->nic.count, r->nic.buffer)) < 0 ||
 	    vfio_map_bar(&r->nic.vfio) < 0)
 		return -1;
 	vfio_reset(&r->nic.vfio);	/* not every function can be */
@@ -197,7 +196,6 @@ static int take_over(struct receiver *r)
 	}
 	r->nic.count = r->account->count;
 	r->nic.buffer = r->account->buffer;
-	r->nic.iova = IOVA;
 	return vfio_adopt(&r->nic.vfio, iommufd, function) < 0 || vfio_map_bar(&r->nic.vfio) < 0 ? -1 : 0;
 }
 
@@ -470,14 +468,14 @@ static bool number(const char *text, uint64_t max, uint64_t *value)
 	char *end;
 
 	errno = 0;
-	*value = strtoull(text, &end, 10);
+	*value = strtoull(text, &end, 0);
 	return errno == 0 && end != text && *end == '\0' && *text != '-' && *value <= max;
 }
 
 static int usage(void)
 {
-	fprintf(stderr, "usage: net start [--irq] [--unmap] [--ring N] [--buffer BYTES] | check [N] | stop\n"
-			"       net receive [--irq] [--ring N] [--buffer BYTES] MS\n");
+	fprintf(stderr, "usage: net start [--irq] [--unmap] [--ring N] [--buffer BYTES] [--iova A] | check [N] | stop\n"
+			"       net receive [--irq] [--ring N] [--buffer BYTES] [--iova A] MS\n");
 	return 2;
 }
 
@@ -502,7 +500,7 @@ static int receive(struct receiver *r, uint64_t ms)
 static int start_with(int argc, char **argv, bool timed)
 {
 	struct receiver r = { .event = -1, .session = -1 };
-	uint64_t count = RING, buffer = BUFFER, ms = 0;
+	uint64_t count = RING, buffer = BUFFER, iova = IOVA, ms = 0;
 
 	if (timed && (argc < 1 || !number(argv[--argc], 1U << 30, &ms)))
 		return usage();
@@ -515,11 +513,14 @@ static int start_with(int argc, char **argv, bool timed)
 			i++;
 		else if (i + 1 < argc && strcmp(argv[i], "--buffer") == 0 && number(argv[i + 1], 16384, &buffer))
 			i++;
+		else if (i + 1 < argc && strcmp(argv[i], "--iova") == 0 && number(argv[i + 1], 1UL << 38, &iova))
+			i++;
 		else
 			return usage();
 	}
-	if (count < 8 || count % 8 != 0 || buffer < 2048 || (buffer & (buffer - 1)) != 0)
+	if (iova % E1000_BUFFERS != 0 || count < 8 || count % 8 != 0 || buffer < 2048 || (buffer & (buffer - 1)) != 0)
 		return usage();
+	r.nic.iova = iova;
 	r.nic.count = (uint32_t)count;
 	r.nic.buffer = (uint32_t)buffer;
 	return timed ? receive(&r, ms) : start(&r);
