@@ -16,7 +16,7 @@ static const struct { const char *name; void (*run)(void); } groups[] = {
     {"debug", test_debug}, {"mmu", test_mmu}, {"smc", test_smc}, {"acpi", test_acpi}, {"pci", test_pci},
     {"uart", test_uart}, {"pic", test_pic}, {"pit", test_pit}, {"rtc", test_rtc}, {"pmtimer", test_pmtimer},
     {"lapic", test_lapic}, {"ioapic", test_ioapic}, {"hpet", test_hpet}, {"timing", test_timing},
-    {"svm", test_svm}, {"edu", test_edu}, {"vtd", test_vtd},
+    {"svm", test_svm}, {"edu", test_edu}, {"e1000", test_e1000}, {"vtd", test_vtd},
 };
 
 /* Copies the value of `key` (with its "=") from the command line; false if it is not there. */

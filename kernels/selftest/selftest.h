@@ -45,6 +45,7 @@ void test_ioapic(void);
 void test_hpet(void);
 void test_timing(void);
 void test_svm(void);
+void test_e1000(void);
 void test_edu(void);
 void test_vtd(void);
 

@@ -35,9 +35,10 @@ def test_every_test_passes_on_qemu() -> None:
 
 
 def test_our_devices_are_as_those_of_qemu() -> None:
-    same(ours("vtd", "edu"), on_qemu())
+    same(ours("vtd", "edu", "e1000"), on_qemu())
 
 
 def test_without_vtd_its_group_is_silent() -> None:
     assert {name.split("/")[0] for name in names(ours("edu"))} == {"edu"}
+    assert {name.split("/")[0] for name in names(ours("e1000"))} == {"e1000"}
     assert names(ours()) == [] and names(ours("vtd")) == []

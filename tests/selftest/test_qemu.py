@@ -40,9 +40,12 @@ def elf() -> Path:
     return path
 
 
-DEVICES = ("-device", "intel-iommu,intremap=on,aw-bits=48", "-device", "edu,addr=3")
+DEVICES = (
+    "-device", "intel-iommu,intremap=on,aw-bits=48", "-device", "e1000,addr=2,romfile=",
+    "-device", "edu,addr=3",
+)  # fmt: skip
 """What QEMU needs to have the devices of `EXTRA_GROUPS` where our machine has them."""
-EXTRA_GROUPS = ["edu", "vtd"]
+EXTRA_GROUPS = ["edu", "e1000", "vtd"]
 
 
 def qemu_output(
