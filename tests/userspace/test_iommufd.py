@@ -1,0 +1,373 @@
+"""/dev/iommu by itself and over updates: objects, mappings, errors; what is refused and why; damage.
+
+Programs are orders for the agent. Functions are the educational device's; what it reaches is looked at in the
+unit's own tables by the host's decoder, which shares no code with the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from emu.devices.edu import Edu
+from emu.machine import Machine
+from kho.handover import Handover
+from luo.abi_devices import READ, WRITE
+from luo.check import check
+from luo.iommu import Iommu, Iommufd
+from luo.state import Luo
+from tests.userspace import iommufd as i
+from tests.userspace import rig
+from tests.userspace.agents import BUSY, EXIST, FAULT, INVAL, IO, MIB, NOENT, NOMEM, NOSPC, answers, spec
+from tests.userspace.iommufd import FIXED, PRIVATE, READABLE, SHARED, WRITEABLE
+
+BADF, NOTTY, BIG, OVERFLOW, OPNOTSUPP, MSGSIZE, PERM, ADDRINUSE = -9, -25, -7, -75, -95, -90, -1, -98
+AT = 0x1000_0000_0000
+IOVA = 0x4000_0000
+PAGE = 4096
+DEVICES = ("vtd", "edu")
+VFIO = "vfio-pci.ids=1234:11e8"
+Step = tuple[str, int]
+
+
+def steps_spec(old: list[Step], new: list[Step] | None = None, **more: object) -> rig.Spec:
+    options: dict[str, object] = {"devices": DEVICES, "memory": 256 << 20, "cmdline": VFIO} | more
+    return spec(("old", "new") if new is not None else ("old",), [s for s, _ in old], [s for s, _ in new or []],
+                **options)  # type: ignore[arg-type]  # fmt: skip
+
+
+def compare(outcome: rig.Outcome, when: str, steps: list[Step]) -> list[str]:
+    """Every order answered what it should; the answers."""
+    said = answers(outcome, when)
+    assert [o for o, _ in said] == [o for o, _ in steps], outcome.console[-2000:]
+    for (order, answer), (_, right) in zip(said, steps, strict=True):
+        assert int(answer.split()[0]) == right, f"{order}: {answer} instead of {right}"
+    return [answer for _, answer in said]
+
+
+def alone(steps: list[Step], **more: object) -> list[str]:
+    """A kernel and no update."""
+    with rig.Rig(steps_spec(steps, **more)) as r:
+        outcome = r.finish()
+        outcome.check()
+        return compare(outcome, "before", steps)
+
+
+def memory(slot: int = 1, size: int = 4 * MIB, address: int = AT) -> list[Step]:
+    return [(f"memfd {slot} 2", 0), (f"truncate {slot} {size}", 0), (i.mmap(slot, size, address), 0)]
+
+
+OPENED = [("file 2 /dev/iommu", 0), (i.ioas_alloc(2), 0)]
+ATTACHED = [("file 3 /dev/vfio/devices/vfio0", 0), (i.bind(3, 2), 0), (i.attach(3, 1), 0)]
+WORKING = [*memory(), *OPENED, (i.ioas_map(2, 1, AT, 4 * MIB, IOVA), 0), *ATTACHED]
+PRESERVE = [("preserve 0 1 10", 0), ("preserve 0 2 20", 0), ("preserve 0 3 30", 0)]
+HANDED = [("open", 0), ("create 0 s", 0), *WORKING, *PRESERVE]
+RETRIEVED = [("open", 0), ("retrieve 0 s", 0), ("get 1 0 10", 0), ("get 2 0 20", 0), ("get 3 0 30", 0)]
+
+
+# --- without an update --------------------------------------------------------------------------------------
+
+
+def test_ids_are_the_lowest_that_are_free() -> None:
+    steps = [
+        *OPENED, (i.ioas_alloc(2), 0), (i.ioas_alloc(2), 0), (i.destroy(2, 2), 0), (i.ioas_alloc(2), 0),
+        (i.destroy(2, 9), NOENT), (i.destroy(2, 0), NOENT),
+    ]  # fmt: skip
+    said = alone(steps)
+    assert [i.words(said[n])[2] for n in (1, 2, 3, 5)] == [1, 2, 3, 2]
+
+
+def test_structures_have_a_size() -> None:
+    unmap = [i.ioctl(2, i.IOAS_UNMAP, "IQQ", 1, IOVA, PAGE, size=size) for size in (0, 20, 23)]
+    alone([
+        *OPENED,
+        *[(order, INVAL) for order in unmap],
+        (i.ioctl(2, i.IOAS_UNMAP, "IQQ", 1, IOVA, PAGE, more=bytes(8)), NOENT),
+        (i.ioctl(2, i.IOAS_UNMAP, "IQQ", 1, IOVA, PAGE, more=b"\1" + bytes(7)), BIG),
+        (i.ioctl(2, i.IOAS_ALLOC, "II", 1, 0), OPNOTSUPP),
+        (i.ioctl(2, 0x3B95, "II", 0, 0), NOTTY),
+        (i.ioctl(2, 0x3B7F, "II", 0, 0), NOTTY),
+    ])  # fmt: skip
+
+
+def test_what_can_not_be_mapped() -> None:
+    def tried(error: int, *, flags: int = 7, ioas: int = 1, va: int = AT, size: int = PAGE, at: int = IOVA) -> Step:
+        return i.ioas_map(2, ioas, va, size, at, flags), error
+
+    alone([
+        *memory(), *OPENED,
+        (i.mmap(-1, PAGE, AT + 64 * MIB, prot=1, flags=PRIVATE), 0),
+        tried(0),
+        tried(EXIST), tried(EXIST, at=IOVA - PAGE, size=2 * PAGE),
+        tried(INVAL, va=AT + 1), tried(INVAL, size=100), tried(INVAL, size=0), tried(INVAL, at=IOVA + 8 * PAGE + 1),
+        tried(INVAL, flags=FIXED), tried(OPNOTSUPP, flags=0xF), tried(NOENT, ioas=2),
+        tried(OVERFLOW, at=(1 << 64) - 1), tried(OVERFLOW, size=(1 << 64) - 1),
+        tried(OVERFLOW, at=(1 << 64) - PAGE, size=2 * PAGE), tried(OVERFLOW, va=(1 << 64) - PAGE, size=2 * PAGE),
+        tried(FAULT, va=AT + 32 * MIB, at=2 * IOVA), tried(FAULT, va=AT + 3 * MIB, size=2 * MIB, at=2 * IOVA),
+        tried(FAULT, va=AT + 64 * MIB, at=2 * IOVA),
+        tried(0, va=AT + 64 * MIB, at=2 * IOVA, flags=FIXED | READABLE),
+        tried(FAULT, va=(1 << 64) - 2 * PAGE, at=3 * IOVA),
+        # nothing of what failed is left
+        (i.ioas_unmap(2, 1, 2 * IOVA, PAGE), 0), (i.ioas_unmap(2, 1, IOVA, PAGE), 0),
+        (i.ioas_unmap(2, 1, 0, (1 << 64) - 1), 0),
+    ])  # fmt: skip
+
+
+def test_areas_go_as_a_whole() -> None:
+    said = alone([
+        *memory(), *OPENED,
+        (i.ioas_map(2, 1, AT, 4 * PAGE, IOVA), 0), (i.ioas_map(2, 1, AT, 4 * PAGE, IOVA + 4 * PAGE), 0),
+        (i.ioas_unmap(2, 1, IOVA + PAGE, PAGE), NOENT), (i.ioas_unmap(2, 1, IOVA, 6 * PAGE), NOENT),
+        (i.ioas_unmap(2, 1, IOVA, 0), INVAL), (i.ioas_unmap(2, 1, IOVA + 4 * PAGE, 4 * PAGE), 0),
+        (i.ioas_unmap(2, 1, IOVA + 4 * PAGE, 4 * PAGE), NOENT),
+        (i.ioas_map(2, 1, AT, MIB, IOVA + MIB), 0), (i.ioas_map(2, 1, AT, MIB, IOVA + 2 * MIB), 0),
+        (i.ioas_unmap(2, 1, IOVA + MIB, 8 * MIB), 0),
+    ])  # fmt: skip
+    assert i.quads(said[-1], 16) == (2 * MIB,)
+
+
+def test_addresses_are_chosen_so_that_large_pages_fit() -> None:
+    chosen = 6
+    said = alone([
+        *memory(), *OPENED, (i.ioctl(2, i.OPTION, "IHHIQ", 1, 1, 0, 1, 0), 0),
+        (i.ioas_map(2, 1, AT, 4 * MIB, 0, WRITEABLE | READABLE), 0),
+        (i.ioas_map(2, 1, AT + PAGE, PAGE, 0, READABLE), 0),
+        (i.ioas_map(2, 1, AT, 4 * MIB, 0, READABLE), 0),
+    ])  # fmt: skip
+    assert i.quads(said[chosen - 1], 16) == (1,), "huge pages are on from the start"
+    first, second, third = (i.quads(said[n], 32)[0] for n in (chosen, chosen + 1, chosen + 2))
+    assert first % (2 * MIB) == 0 and third % (2 * MIB) == 0
+    assert len({first, second, third}) == 3 and 0 not in (first, second, third)
+
+
+def test_ranges_shrink_when_hardware_comes_in() -> None:
+    def ranges(room: int) -> str:
+        return i.ioctl(2, i.IOVA_RANGES, "IIIQQ", 1, room, 0, AT, 0)
+
+    read = [(f"load32 {AT + n:#x}", 0) for n in (8, 12, 16, 20)]
+    said = alone([
+        *memory(), *OPENED, (ranges(0), MSGSIZE), (ranges(1), 0), *read, *ATTACHED, (ranges(1), MSGSIZE),
+        (ranges(2), 0), *read,
+        (i.ioas_map(2, 1, AT, PAGE, 0xFEE0_0000), INVAL), (i.ioas_map(2, 1, AT, PAGE, 1 << 50), INVAL),
+        (i.ioas_map(2, 1, AT, PAGE, 0xFEF0_0000), 0),
+    ])  # fmt: skip
+    assert i.words(said[6])[2] == 1 and i.words(said[15])[2] == 2
+    assert said[7].split()[1] == "0xffffffff" and said[8].split()[1] == "0xffffffff"
+    assert [s.split()[1] for s in said[16:20]] == ["0xfedfffff", "0x0", "0xfef00000", "0x0"]
+
+
+def test_an_address_space_that_hardware_can_not_have() -> None:
+    alone([
+        *memory(), *OPENED, (i.ioas_map(2, 1, AT, PAGE, 0xFEE0_0000), 0), *ATTACHED[:2], (i.attach(3, 1), ADDRINUSE),
+        (i.ioas_unmap(2, 1, 0xFEE0_0000, PAGE), 0), (i.attach(3, 1), 0),
+    ])  # fmt: skip
+
+
+def test_allowed_ranges_limit_the_choice() -> None:
+    def allow(count: int, reserved: int = 0) -> str:
+        return i.ioctl(2, i.ALLOW_IOVAS, "IIIQ", 1, count, reserved, AT)
+
+    def put(offset: int, value: int) -> list[Step]:
+        low, high = value & 0xFFFFFFFF, value >> 32
+        return [(f"store32 {AT + offset:#x} {low:#x}", 0), (f"store32 {AT + offset + 4:#x} {high:#x}", 0)]
+
+    said = alone([
+        *memory(), *OPENED,
+        *put(0, 5 * MIB), *put(8, 6 * MIB - 1), *put(16, 5 * MIB), *put(24, 7 * MIB),
+        (allow(2), INVAL), (allow(1, 1), OPNOTSUPP), (allow(1), 0),
+        (i.ioas_map(2, 1, AT, MIB, 0, READABLE), 0), (i.ioas_map(2, 1, AT, PAGE, 0, READABLE), NOSPC),
+        (i.ioas_map(2, 1, AT, PAGE, IOVA), 0), (allow(0), 0), (i.ioas_map(2, 1, AT, PAGE, 0, READABLE), 0),
+    ])  # fmt: skip
+    assert i.quads(said[16], 32) == (5 * MIB,)
+
+
+def test_copies_share_memory() -> None:
+    alone([
+        *memory(), *OPENED, (i.ioas_alloc(2), 0),
+        (i.ioas_map(2, 1, AT, 4 * PAGE, IOVA, FIXED | READABLE), 0),
+        (i.ioas_map(2, 1, AT + 8 * PAGE, 4 * PAGE, IOVA + 4 * PAGE), 0),
+        (i.ioas_copy(2, 2, 1, 8 * PAGE, IOVA, IOVA), PERM),
+        (i.ioas_copy(2, 2, 1, 8 * PAGE, IOVA, IOVA, FIXED | READABLE), 0),
+        (i.ioas_copy(2, 2, 1, 8 * PAGE, IOVA, IOVA, FIXED | READABLE), EXIST),
+        (i.ioas_copy(2, 2, 1, PAGE, IOVA * 2, IOVA * 3), NOENT),
+        (i.ioas_copy(2, 2, 1, 9 * PAGE, IOVA * 2, IOVA, FIXED | READABLE), NOENT),
+        (i.ioas_copy(2, 2, 1, PAGE, IOVA * 2, IOVA + 5 * PAGE), 0),
+        (i.ioas_unmap(2, 1, 0, (1 << 64) - 1), 0), (i.ioas_unmap(2, 2, IOVA, 8 * PAGE), 0),
+        (i.destroy(2, 2), 0), (i.destroy(2, 1), 0),
+    ])  # fmt: skip
+
+
+def test_objects_that_are_needed_stay() -> None:
+    said = alone([
+        *WORKING,
+        (i.destroy(2, 1), BUSY), (i.destroy(2, 2), BUSY), (i.destroy(2, 3), BUSY),
+        (i.hwpt_alloc(2, 2, 1), 0), (i.hwpt_alloc(2, 1, 1), NOENT), (i.hwpt_alloc(2, 2, 7), NOENT),
+        (i.hwpt_alloc(2, 2, 3), INVAL), (i.attach(3, 4), 0), (i.destroy(2, 3), NOENT), (i.destroy(2, 4), BUSY),
+        (i.attach(3, 2), INVAL), (i.attach(3, 77), NOENT), (i.detach(3), 0), (i.destroy(2, 4), 0),
+        (i.destroy(2, 1), 0),
+    ])  # fmt: skip
+    assert i.words(said[12])[4] == 4, "the new HWPT's id"
+
+
+def test_options() -> None:
+    def option(id: int, op: int, object: int, value: int, reserved: int = 0) -> str:
+        return i.ioctl(2, i.OPTION, "IHHIQ", id, op, reserved, object, value)
+
+    alone([
+        ("file 2 /dev/iommu", 0), (option(0, 0, 0, 1), 0), (option(0, 1, 0, 0), 0), (option(0, 0, 0, 2), INVAL),
+        (option(0, 0, 1, 1), OPNOTSUPP), (option(0, 2, 0, 1), OPNOTSUPP), (option(9, 1, 0, 0), OPNOTSUPP),
+        (option(0, 1, 0, 0, 1), OPNOTSUPP), (option(1, 1, 1, 0), NOENT), (i.ioas_alloc(2), 0),
+        (option(0, 0, 0, 0), BUSY), (option(1, 0, 1, 0), 0), (option(1, 0, 1, 2), INVAL),
+    ])  # fmt: skip
+
+
+def test_the_limit_of_locked_memory() -> None:
+    alone([
+        *memory(), *OPENED, ("memlock 16384", 0), (i.ioas_map(2, 1, AT, 8 * PAGE, IOVA), 0), ("setuid 1000", 0),
+        (i.ioas_map(2, 1, AT, 5 * PAGE, 2 * IOVA), NOMEM), (i.ioas_map(2, 1, AT, 4 * PAGE, 2 * IOVA), 0),
+        (i.ioas_map(2, 1, AT, PAGE, 3 * IOVA), NOMEM), (i.ioas_unmap(2, 1, 2 * IOVA, 4 * PAGE), 0),
+        (i.ioas_map(2, 1, AT, PAGE, 3 * IOVA), 0),
+    ])  # fmt: skip
+
+
+def test_without_a_unit_there_is_no_device_file() -> None:
+    alone([("file 2 /dev/iommu", NOENT)], devices=("edu",))
+
+
+# --- over an update -----------------------------------------------------------------------------------------
+
+
+def at_jump(r: rig.Rig, generation: int = 0) -> tuple[Handover, Iommu, list[Iommufd]]:
+    """What is handed over; it breaks no invariant."""
+    r.run_to(generation, "kexec:jump")
+    handover = r.handover(generation)
+    assert check(handover, "J").violations == []
+    luo = Luo.read(handover)
+    assert luo is not None and luo.iommu is not None
+    files = [file.iommufd for session in luo.sessions for file in session.files if file.iommufd]
+    return handover, luo.iommu, files
+
+
+@pytest.mark.parametrize("kernels", [("old", "new"), ("new", "old")], ids="-".join)
+def test_everything_is_as_it_was(kernels: tuple[str, str]) -> None:
+    new = [
+        *RETRIEVED, (i.ioas_alloc(2), BUSY), (i.ioas_unmap(2, 1, IOVA, 4 * MIB), BUSY), (i.destroy(2, 1), BUSY),
+        (i.bind(3, 2), 0), (i.attach(3, 1), 0), (i.attach(3, 3), 0), ("finish 0", 0),
+        (i.ioas_alloc(2), 0), (i.destroy(2, 3), BUSY), (i.ioas_map(2, 1, AT, PAGE, IOVA), FAULT),
+        (i.mmap(1, 4 * MIB, AT), 0), (i.ioas_map(2, 1, AT, PAGE, IOVA), EXIST),
+        (i.ioas_map(2, 1, AT, PAGE, 2 * IOVA), 0), (i.ioas_unmap(2, 1, IOVA, 4 * MIB), 0), (i.detach(3), 0),
+        (i.destroy(2, 3), NOENT), (i.ioas_map(2, 1, AT, MIB, IOVA), 0),
+    ]  # fmt: skip
+    with rig.Rig(
+        spec(kernels, [s for s, _ in HANDED], [s for s, _ in new], cmdline=VFIO, devices=DEVICES, memory=256 << 20)
+    ) as r:
+        _, iommu, files = at_jump(r)
+        assert iommu.devices == {3 << 3: 1} and len(files) == 1
+        assert sum(m.size for m in iommu.domains[1].mappings) == 4 * MIB
+        assert all(m.prot == READ | WRITE for m in iommu.domains[1].mappings)
+        outcome = r.finish().check()
+        compare(outcome, "before", HANDED)
+        compare(outcome, "after", new)
+        assert outcome.log("as the previous kernel left it")
+        assert not outcome.log("refused") and not outcome.log("stay reserved")
+
+
+def test_a_chain_of_updates() -> None:
+    """Each kernel hands over what it was handed, without touching it."""
+    again = [*RETRIEVED, ("finish 0", 0), ("create 0 s", 0), *PRESERVE, ("hold", 0)]
+    old, new = [s for s, _ in HANDED], [s for s, _ in again]
+    from tests.userspace.agents import PROGRAMS, command  # noqa: PLC0415
+
+    run = rig.Spec(
+        ("old", "new", "old"),
+        before=[command([*old, "hold"], 0), command(new, 1)],
+        after=[command([s for s, _ in RETRIEVED] + ["finish 0"])],
+        cmdline=f"{rig.SCRATCH} {VFIO}", programs=PROGRAMS, devices=DEVICES, memory=256 << 20,
+    )  # fmt: skip
+    with rig.Rig(run) as r:
+        _, first, _ = at_jump(r, 0)
+        _, second, _ = at_jump(r, 1)
+        assert first.domains == second.domains and first.root == second.root
+        outcome = r.finish().check()
+        assert len(outcome.log("as the previous kernel left it")) == 2
+
+
+def refused(setup: list[Step], why: str) -> None:
+    steps = [("open", 0), ("create 0 s", 0), *setup]
+    with rig.Rig(steps_spec(steps)) as r:
+        outcome = r.finish().check()
+        compare(outcome, "before", steps)
+        assert outcome.log(why), outcome.console[-1500:]
+
+
+def test_memory_that_no_file_hands_over_is_refused() -> None:
+    refused([*WORKING, ("preserve 0 2 20", INVAL), (i.ioas_alloc(2), 0)], "is not handed over by a file of its own")
+
+
+def test_private_memory_is_refused() -> None:
+    private = [(i.mmap(-1, PAGE, AT + 64 * MIB, flags=PRIVATE), 0), (i.ioas_map(2, 1, AT + 64 * MIB, PAGE, 1 << 32), 0)]
+    refused([*WORKING, *private, ("preserve 0 1 10", 0), ("preserve 0 2 20", INVAL)], "IOVA 0x100000000")
+
+
+def test_a_memfd_that_is_unpreserved_stops_the_update() -> None:
+    """The memfd is another session's, which is closed."""
+    steps = [
+        ("open", 0), ("create 0 s", 0), ("create 5 t", 0), *WORKING, ("preserve 5 1 10", 0), ("preserve 0 2 20", 0),
+        ("preserve 0 3 30", 0), ("close 5", 0), ("load /luemu/kernel1", 0), ("reboot", INVAL),
+        (i.ioas_map(2, 1, AT, PAGE, 1 << 32), BUSY), ("close 0", 0), (i.ioas_map(2, 1, AT, PAGE, 1 << 32), 0),
+    ]  # fmt: skip
+    with rig.Rig(steps_spec(steps, [])) as r:
+        r.machine.run(rig.SECONDS * 10**9, max_instructions=rig.LIMIT)
+        console = r.machine.console.decode(errors="replace")
+        assert "is not handed over by a file of its own" in console
+        assert "Freeze failed for token[0x14]" in console
+
+
+def test_memory_must_be_retrieved_before_it_is_finished() -> None:
+    new = [
+        ("open", 0), ("retrieve 0 s", 0), ("get 2 0 20", 0), ("get 3 0 30", 0), ("finish 0", BUSY), ("get 1 0 10", 0),
+        ("finish 0", 0), ("stat 1", 0), ("close 1", 0), (i.ioas_unmap(2, 1, IOVA, 4 * MIB), 0),
+    ]  # fmt: skip
+    with rig.Rig(steps_spec(HANDED, new)) as r:
+        outcome = r.finish().check()
+        compare(outcome, "after", new)
+        assert outcome.log("iommufd_luo: memory that is mapped was not retrieved")
+
+
+@pytest.mark.parametrize("which", [(), ("get 1 0 10",), ("get 1 0 10", "stat 1")])
+def test_what_nobody_asks_for_is_stopped_and_freed(which: tuple[str, ...]) -> None:
+    new = [("open", 0), ("retrieve 0 s", 0), *[(order, 0) for order in which], ("finish 0", 0),
+           ("file 4 /dev/iommu", 0), (i.ioas_alloc(4), 0), ("file 3 /dev/vfio/devices/vfio0", 0),
+           (i.bind(3, 4), 0), (i.attach(3, 1), 0)]  # fmt: skip
+    with rig.Rig(steps_spec(HANDED, new)) as r:
+        outcome = r.finish().check()
+        compare(outcome, "after", new)
+        assert not outcome.log("stay reserved") and not outcome.log("WARN")
+
+
+def test_never_finished_goes_on() -> None:
+    new = [("open", 0), ("retrieve 0 s", 0), ("get 2 0 20", 0), ("close 2", 0), ("close 0", 0)]
+    with rig.Rig(steps_spec(HANDED, new)) as r:
+        outcome = r.finish().check()
+        compare(outcome, "after", new)
+        assert not outcome.log("WARN")
+
+
+# --- damage -------------------------------------------------------------------------------------------------
+
+MASTER = 4
+
+
+def edu_command(m: Machine) -> int:
+    function = m.platform.extras["edu"]
+    assert isinstance(function, Edu)
+    return function.register(4, 2)
+
+
+def flip(phys: int, bit: int) -> Callable[[Machine], None]:
+    def damage(m: Machine) -> None:
+        byte = m.memory.copy(phys + bit // 8, 1)[0]
+        m.memory.write(phys + bit // 8, bytes([byte ^ 1 << bit % 8]), "test")
+
+    return damage
