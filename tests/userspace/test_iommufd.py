@@ -7,6 +7,7 @@ unit's own tables by the host's decoder, which shares no code with the kernel.
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 
 import pytest
 
@@ -19,8 +20,22 @@ from luo.iommu import Iommu, Iommufd
 from luo.state import Luo
 from tests.userspace import iommufd as i
 from tests.userspace import rig
-from tests.userspace.agents import BUSY, EXIST, FAULT, INVAL, IO, MIB, NOENT, NOMEM, NOSPC, answers, spec
-from tests.userspace.iommufd import FIXED, PRIVATE, READABLE, SHARED, WRITEABLE
+from tests.userspace.agents import (
+    BUSY,
+    EXIST,
+    FAULT,
+    INVAL,
+    IO,
+    MIB,
+    NOENT,
+    NOMEM,
+    NOSPC,
+    PROGRAMS,
+    answers,
+    command,
+    spec,
+)
+from tests.userspace.iommufd import FIXED, PRIVATE, READABLE, WRITEABLE
 
 BADF, NOTTY, BIG, OVERFLOW, OPNOTSUPP, MSGSIZE, PERM, ADDRINUSE = -9, -25, -7, -75, -95, -90, -1, -98
 AT = 0x1000_0000_0000
@@ -33,8 +48,8 @@ Step = tuple[str, int]
 
 def steps_spec(old: list[Step], new: list[Step] | None = None, **more: object) -> rig.Spec:
     options: dict[str, object] = {"devices": DEVICES, "memory": 256 << 20, "cmdline": VFIO} | more
-    return spec(("old", "new") if new is not None else ("old",), [s for s, _ in old], [s for s, _ in new or []],
-                **options)  # type: ignore[arg-type]  # fmt: skip
+    kernels = ("old", "new") if new is not None else ("old",)
+    return spec(kernels, [s for s, _ in old], [s for s, _ in new or []], **options)  # type: ignore[arg-type]
 
 
 def compare(outcome: rig.Outcome, when: str, steps: list[Step]) -> list[str]:
@@ -48,7 +63,7 @@ def compare(outcome: rig.Outcome, when: str, steps: list[Step]) -> list[str]:
 
 def alone(steps: list[Step], **more: object) -> list[str]:
     """A kernel and no update."""
-    with rig.Rig(steps_spec(steps, **more)) as r:
+    with rig.Rig(steps_spec(steps, None, **more)) as r:
         outcome = r.finish()
         outcome.check()
         return compare(outcome, "before", steps)
@@ -62,7 +77,9 @@ OPENED = [("file 2 /dev/iommu", 0), (i.ioas_alloc(2), 0)]
 ATTACHED = [("file 3 /dev/vfio/devices/vfio0", 0), (i.bind(3, 2), 0), (i.attach(3, 1), 0)]
 WORKING = [*memory(), *OPENED, (i.ioas_map(2, 1, AT, 4 * MIB, IOVA), 0), *ATTACHED]
 PRESERVE = [("preserve 0 1 10", 0), ("preserve 0 2 20", 0), ("preserve 0 3 30", 0)]
-HANDED = [("open", 0), ("create 0 s", 0), *WORKING, *PRESERVE]
+MASTER_ON = [(f"poke 3 {(7 << 40) + 4:#x} 6", 4)]
+"""COMMAND in configuration space: memory and bus master."""
+HANDED = [("open", 0), ("create 0 s", 0), *WORKING, *MASTER_ON, *PRESERVE]
 RETRIEVED = [("open", 0), ("retrieve 0 s", 0), ("get 1 0 10", 0), ("get 2 0 20", 0), ("get 3 0 30", 0)]
 
 
@@ -92,7 +109,9 @@ def test_structures_have_a_size() -> None:
 
 
 def test_what_can_not_be_mapped() -> None:
-    def tried(error: int, *, flags: int = 7, ioas: int = 1, va: int = AT, size: int = PAGE, at: int = IOVA) -> Step:
+    def tried(
+        error: int, *, flags: int = 7, ioas: int = 1, va: int = AT, size: int = PAGE, at: int = IOVA
+    ) -> Step:
         return i.ioas_map(2, ioas, va, size, at, flags), error
 
     alone([
@@ -100,10 +119,12 @@ def test_what_can_not_be_mapped() -> None:
         (i.mmap(-1, PAGE, AT + 64 * MIB, prot=1, flags=PRIVATE), 0),
         tried(0),
         tried(EXIST), tried(EXIST, at=IOVA - PAGE, size=2 * PAGE),
-        tried(INVAL, va=AT + 1), tried(INVAL, size=100), tried(INVAL, size=0), tried(INVAL, at=IOVA + 8 * PAGE + 1),
+        tried(INVAL, va=AT + 1), tried(INVAL, size=100), tried(INVAL, size=0),
+        tried(INVAL, at=IOVA + 8 * PAGE + 1),
         tried(INVAL, flags=FIXED), tried(OPNOTSUPP, flags=0xF), tried(NOENT, ioas=2),
         tried(OVERFLOW, at=(1 << 64) - 1), tried(OVERFLOW, size=(1 << 64) - 1),
-        tried(OVERFLOW, at=(1 << 64) - PAGE, size=2 * PAGE), tried(OVERFLOW, va=(1 << 64) - PAGE, size=2 * PAGE),
+        tried(OVERFLOW, at=(1 << 64) - PAGE, size=2 * PAGE),
+        tried(OVERFLOW, va=(1 << 64) - PAGE, size=2 * PAGE),
         tried(FAULT, va=AT + 32 * MIB, at=2 * IOVA), tried(FAULT, va=AT + 3 * MIB, size=2 * MIB, at=2 * IOVA),
         tried(FAULT, va=AT + 64 * MIB, at=2 * IOVA),
         tried(0, va=AT + 64 * MIB, at=2 * IOVA, flags=FIXED | READABLE),
@@ -159,7 +180,8 @@ def test_ranges_shrink_when_hardware_comes_in() -> None:
 
 def test_an_address_space_that_hardware_can_not_have() -> None:
     alone([
-        *memory(), *OPENED, (i.ioas_map(2, 1, AT, PAGE, 0xFEE0_0000), 0), *ATTACHED[:2], (i.attach(3, 1), ADDRINUSE),
+        *memory(), *OPENED, (i.ioas_map(2, 1, AT, PAGE, 0xFEE0_0000), 0), *ATTACHED[:2],
+        (i.attach(3, 1), ADDRINUSE),
         (i.ioas_unmap(2, 1, 0xFEE0_0000, PAGE), 0), (i.attach(3, 1), 0),
     ])  # fmt: skip
 
@@ -203,7 +225,8 @@ def test_objects_that_are_needed_stay() -> None:
         *WORKING,
         (i.destroy(2, 1), BUSY), (i.destroy(2, 2), BUSY), (i.destroy(2, 3), BUSY),
         (i.hwpt_alloc(2, 2, 1), 0), (i.hwpt_alloc(2, 1, 1), NOENT), (i.hwpt_alloc(2, 2, 7), NOENT),
-        (i.hwpt_alloc(2, 2, 3), INVAL), (i.attach(3, 4), 0), (i.destroy(2, 3), NOENT), (i.destroy(2, 4), BUSY),
+        (i.hwpt_alloc(2, 2, 3), INVAL), (i.attach(3, 4), 0), (i.destroy(2, 3), NOENT),
+        (i.destroy(2, 4), BUSY),
         (i.attach(3, 2), INVAL), (i.attach(3, 77), NOENT), (i.detach(3), 0), (i.destroy(2, 4), 0),
         (i.destroy(2, 1), 0),
     ])  # fmt: skip
@@ -215,7 +238,8 @@ def test_options() -> None:
         return i.ioctl(2, i.OPTION, "IHHIQ", id, op, reserved, object, value)
 
     alone([
-        ("file 2 /dev/iommu", 0), (option(0, 0, 0, 1), 0), (option(0, 1, 0, 0), 0), (option(0, 0, 0, 2), INVAL),
+        ("file 2 /dev/iommu", 0), (option(0, 0, 0, 1), 0), (option(0, 1, 0, 0), 0),
+        (option(0, 0, 0, 2), INVAL),
         (option(0, 0, 1, 1), OPNOTSUPP), (option(0, 2, 0, 1), OPNOTSUPP), (option(9, 1, 0, 0), OPNOTSUPP),
         (option(0, 1, 0, 0, 1), OPNOTSUPP), (option(1, 1, 1, 0), NOENT), (i.ioas_alloc(2), 0),
         (option(0, 0, 0, 0), BUSY), (option(1, 0, 1, 0), 0), (option(1, 0, 1, 2), INVAL),
@@ -224,7 +248,8 @@ def test_options() -> None:
 
 def test_the_limit_of_locked_memory() -> None:
     alone([
-        *memory(), *OPENED, ("memlock 16384", 0), (i.ioas_map(2, 1, AT, 8 * PAGE, IOVA), 0), ("setuid 1000", 0),
+        *memory(), *OPENED, ("memlock 16384", 0), (i.ioas_map(2, 1, AT, 8 * PAGE, IOVA), 0),
+        ("setuid 1000", 0),
         (i.ioas_map(2, 1, AT, 5 * PAGE, 2 * IOVA), NOMEM), (i.ioas_map(2, 1, AT, 4 * PAGE, 2 * IOVA), 0),
         (i.ioas_map(2, 1, AT, PAGE, 3 * IOVA), NOMEM), (i.ioas_unmap(2, 1, 2 * IOVA, 4 * PAGE), 0),
         (i.ioas_map(2, 1, AT, PAGE, 3 * IOVA), 0),
@@ -252,15 +277,23 @@ def at_jump(r: rig.Rig, generation: int = 0) -> tuple[Handover, Iommu, list[Iomm
 @pytest.mark.parametrize("kernels", [("old", "new"), ("new", "old")], ids="-".join)
 def test_everything_is_as_it_was(kernels: tuple[str, str]) -> None:
     new = [
-        *RETRIEVED, (i.ioas_alloc(2), BUSY), (i.ioas_unmap(2, 1, IOVA, 4 * MIB), BUSY), (i.destroy(2, 1), BUSY),
+        *RETRIEVED, (i.ioas_alloc(2), BUSY), (i.ioas_unmap(2, 1, IOVA, 4 * MIB), BUSY),
+        (i.destroy(2, 1), BUSY),
         (i.bind(3, 2), 0), (i.attach(3, 1), 0), (i.attach(3, 3), 0), ("finish 0", 0),
-        (i.ioas_alloc(2), 0), (i.destroy(2, 3), BUSY), (i.ioas_map(2, 1, AT, PAGE, IOVA), FAULT),
+        (i.ioas_alloc(2), 0), (i.destroy(2, 3), BUSY), (i.ioas_map(2, 1, AT, PAGE, 2 * IOVA), FAULT),
         (i.mmap(1, 4 * MIB, AT), 0), (i.ioas_map(2, 1, AT, PAGE, IOVA), EXIST),
         (i.ioas_map(2, 1, AT, PAGE, 2 * IOVA), 0), (i.ioas_unmap(2, 1, IOVA, 4 * MIB), 0), (i.detach(3), 0),
         (i.destroy(2, 3), NOENT), (i.ioas_map(2, 1, AT, MIB, IOVA), 0),
     ]  # fmt: skip
     with rig.Rig(
-        spec(kernels, [s for s, _ in HANDED], [s for s, _ in new], cmdline=VFIO, devices=DEVICES, memory=256 << 20)
+        spec(
+            kernels,
+            [s for s, _ in HANDED],
+            [s for s, _ in new],
+            cmdline=VFIO,
+            devices=DEVICES,
+            memory=256 << 20,
+        )
     ) as r:
         _, iommu, files = at_jump(r)
         assert iommu.devices == {3 << 3: 1} and len(files) == 1
@@ -277,12 +310,11 @@ def test_a_chain_of_updates() -> None:
     """Each kernel hands over what it was handed, without touching it."""
     again = [*RETRIEVED, ("finish 0", 0), ("create 0 s", 0), *PRESERVE, ("hold", 0)]
     old, new = [s for s, _ in HANDED], [s for s, _ in again]
-    from tests.userspace.agents import PROGRAMS, command  # noqa: PLC0415
 
     run = rig.Spec(
         ("old", "new", "old"),
-        before=[command([*old, "hold"], 0), command(new, 1)],
-        after=[command([s for s, _ in RETRIEVED] + ["finish 0"])],
+        before=[command([*old, "hold"], 0)],
+        after=[command(new, 1), command([*(s for s, _ in RETRIEVED), "finish 0"], 2)],
         cmdline=f"{rig.SCRATCH} {VFIO}", programs=PROGRAMS, devices=DEVICES, memory=256 << 20,
     )  # fmt: skip
     with rig.Rig(run) as r:
@@ -302,18 +334,25 @@ def refused(setup: list[Step], why: str) -> None:
 
 
 def test_memory_that_no_file_hands_over_is_refused() -> None:
-    refused([*WORKING, ("preserve 0 2 20", INVAL), (i.ioas_alloc(2), 0)], "is not handed over by a file of its own")
+    refused(
+        [*WORKING, ("preserve 0 2 20", INVAL), (i.ioas_alloc(2), 0)],
+        "is not handed over by a file of its own",
+    )
 
 
 def test_private_memory_is_refused() -> None:
-    private = [(i.mmap(-1, PAGE, AT + 64 * MIB, flags=PRIVATE), 0), (i.ioas_map(2, 1, AT + 64 * MIB, PAGE, 1 << 32), 0)]
+    private = [
+        (i.mmap(-1, PAGE, AT + 64 * MIB, flags=PRIVATE), 0),
+        (i.ioas_map(2, 1, AT + 64 * MIB, PAGE, 1 << 32), 0),
+    ]
     refused([*WORKING, *private, ("preserve 0 1 10", 0), ("preserve 0 2 20", INVAL)], "IOVA 0x100000000")
 
 
 def test_a_memfd_that_is_unpreserved_stops_the_update() -> None:
     """The memfd is another session's, which is closed."""
     steps = [
-        ("open", 0), ("create 0 s", 0), ("create 5 t", 0), *WORKING, ("preserve 5 1 10", 0), ("preserve 0 2 20", 0),
+        ("open", 0), ("create 0 s", 0), ("create 5 t", 0), *WORKING, ("preserve 5 1 10", 0),
+        ("preserve 0 2 20", 0),
         ("preserve 0 3 30", 0), ("close 5", 0), ("load /luemu/kernel1", 0), ("reboot", INVAL),
         (i.ioas_map(2, 1, AT, PAGE, 1 << 32), BUSY), ("close 0", 0), (i.ioas_map(2, 1, AT, PAGE, 1 << 32), 0),
     ]  # fmt: skip
@@ -326,7 +365,8 @@ def test_a_memfd_that_is_unpreserved_stops_the_update() -> None:
 
 def test_memory_must_be_retrieved_before_it_is_finished() -> None:
     new = [
-        ("open", 0), ("retrieve 0 s", 0), ("get 2 0 20", 0), ("get 3 0 30", 0), ("finish 0", BUSY), ("get 1 0 10", 0),
+        ("open", 0), ("retrieve 0 s", 0), ("get 2 0 20", 0), ("get 3 0 30", 0), ("finish 0", BUSY),
+        ("get 1 0 10", 0),
         ("finish 0", 0), ("stat 1", 0), ("close 1", 0), (i.ioas_unmap(2, 1, IOVA, 4 * MIB), 0),
     ]  # fmt: skip
     with rig.Rig(steps_spec(HANDED, new)) as r:
@@ -348,10 +388,13 @@ def test_what_nobody_asks_for_is_stopped_and_freed(which: tuple[str, ...]) -> No
 
 def test_never_finished_goes_on() -> None:
     new = [("open", 0), ("retrieve 0 s", 0), ("get 2 0 20", 0), ("close 2", 0), ("close 0", 0)]
+    seen: list[int] = []
     with rig.Rig(steps_spec(HANDED, new)) as r:
+        r.at(1, "session_release", lambda m: seen.append(edu_command(m)))
         outcome = r.finish().check()
         compare(outcome, "after", new)
         assert not outcome.log("WARN")
+        assert seen and seen[-1] & MASTER, "it is stopped only at the end of the machine"
 
 
 # --- damage -------------------------------------------------------------------------------------------------
@@ -371,3 +414,69 @@ def flip(phys: int, bit: int) -> Callable[[Machine], None]:
         m.memory.write(phys + bit // 8, bytes([byte ^ 1 << bit % 8]), "test")
 
     return damage
+
+
+def places(iommu: Iommu, iommufd: Iommufd) -> dict[str, tuple[int, int]]:
+    """What can be damaged: (address, bytes that mean something)."""
+    domain = next(iter(iommu.domains.values()))
+    pud, pmd = domain.tables[1], domain.tables[2]
+    at = domain.mappings[0].iova
+    return {
+        "record": (iommu.phys, 4096),
+        "root": (iommu.root, 4096),
+        "contexts": (iommu.context_tables[0], 4096),
+        "interrupts": (iommu.interrupts & ~0xFFF, 4096),
+        "top": (domain.top, 4096),
+        "level 3": (pud, 4096),
+        "level 2": (pmd, 4096),
+        "an entry that is used": (pmd + 8 * (at >> 21 & 511), 8),
+        "iommufd": (iommufd.phys, iommufd.size),
+    }
+
+
+def test_damage_anywhere_stops_dma_and_says_so() -> None:
+    """One bit at a time, seeded: in records and in every table that hardware reads."""
+    new = [("open", 0), ("retrieve 0 s", 0), ("get 1 0 10", 0), ("get 2 0 20", IO), ("get 3 0 30", IO)]
+    random = Random(5)
+    with rig.Rig(steps_spec(HANDED, new)) as r:
+        _, iommu, files = at_jump(r)
+        snapshot = r.machine.snapshot()
+        assert edu_command(r.machine) & MASTER
+        seen: list[int] = []
+        r.at(1, "mm:free_all", lambda m: seen.append(edu_command(m)))
+        for name, (phys, size) in places(iommu, files[0]).items():
+            for bit in sorted(random.sample(range(8 * size), 3)):
+                outcome = r.branch(snapshot, flip(phys, bit))
+                where = f"{name}, bit {bit}"
+                outcome.check()
+                compare(outcome, "after", new)
+                assert outcome.log("DMAR: what the previous kernel handed over is refused: "), where
+                assert not seen.pop() & MASTER, where
+                assert not outcome.log("WARN"), where
+
+
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        ("iommu-state", "tables are damaged, or lead to memory that is not preserved"),
+        ("iommu-off", "remapping was switched off"),
+    ],
+)
+def test_what_goes_wrong_on_purpose(what: str, why: str) -> None:
+    """break= of the old kernel, see kernels/kernel/breakage.c."""
+    new = [("open", 0), ("retrieve 0 s", 0), ("get 2 0 20", IO), ("get 3 0 30", IO)]
+    with rig.Rig(steps_spec(HANDED, new, cmdline=f"{VFIO} break={what}")) as r:
+        outcome = r.finish().check()
+        compare(outcome, "after", new)
+        assert outcome.log("is refused: ", why), outcome.console[-3000:]
+
+
+def test_a_kernel_that_uses_no_remapping_stops_devices() -> None:
+    new = [("open", 0), ("retrieve 0 s", 0), ("get 2 0 20", IO), ("get 3 0 30", IO)]
+    seen: list[int] = []
+    with rig.Rig(steps_spec(HANDED, new, later="iommu=off")) as r:
+        r.at(1, "mm:free_all", lambda m: seen.append(edu_command(m)))
+        outcome = r.finish().check()
+        compare(outcome, "after", new)
+        assert outcome.log("is refused: it is another machine's")
+        assert len(seen) == 1 and not seen[0] & MASTER

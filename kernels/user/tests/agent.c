@@ -1,6 +1,6 @@
 /* An agent that does what it is told, one order a line, and says what came of it.
  *
- *	agent ORDER , ORDER ...			orders as arguments, each until a comma
+ *	agent ORDER , ORDER ...			orders as arguments, each until a comma or semicolon
  *	agent					as init: orders from the second serial port, answers there
  *
  * The answer is a line: the result of the call, -errno if it failed, and what else there is to know. Descriptors are kept in
@@ -396,7 +396,11 @@ static void carry_out(char *line)
 		r = map(w);
 	else if (IS("munmap"))
 		r = result(munmap((void *)number(w[1]), number(w[2])));
-	else if (IS("madvise"))
+	else if (IS("poke")) {			/* poke SLOT OFFSET VALUE: 32 bits of a file */
+		uint32_t value = (uint32_t)number(w[3]);
+
+		r = result(pwrite(slot(w[1]), &value, sizeof(value), (off_t)number(w[2])));
+	} else if (IS("madvise"))
 		r = result(madvise((void *)number(w[1]), number(w[2]), (int)number(w[3])));
 	else if (IS("ioctl")) {
 		any_ioctl(w);
@@ -480,7 +484,7 @@ int main(int argc, char **argv)
 	answers = stdout;
 	for (int i = 1; i < argc; i++) {
 		line[0] = '\0';
-		for (; i < argc && strcmp(argv[i], ","); i++) {
+		for (; i < argc && strcmp(argv[i], ",") && strcmp(argv[i], ";"); i++) {
 			strcat(line, *line ? " " : "");
 			strcat(line, argv[i]);
 		}
