@@ -619,7 +619,7 @@ class E1000(PciFunction):
                 break
         s.wire_free = now + wire
         left, low = (r["TDT"] - r["TDH"]) % count, (r["TXDCTL"] >> 25) * 8
-        if left <= low < before:
+        if left < low <= before:
             causes |= regs.TXD_LOW
         if not left:
             causes |= regs.TXQE
@@ -646,8 +646,8 @@ class E1000(PciFunction):
         else:
             return False, 0  # a type that does not exist
         address = int.from_bytes(descriptor[:8], "little")
-        cut = bool(command & regs.TX_DEXT and command & regs.TX_TSE)
         context = Context.unpack(s.context) if command & regs.TX_DEXT else None
+        cut = context is not None and command & regs.TX_TSE and context.segment
         room = (context.header + context.payload if cut and context else _PACKET_MAX) - len(s.packet)
         size = min(size, max(room, 0))
         if size and address:
@@ -663,7 +663,7 @@ class E1000(PciFunction):
                 insert(changed, descriptor[13], descriptor[10])
                 packet = bytes(changed)
             return True, self._send(packet, command, tag, now)
-        if cut and context.segment:
+        if cut:
             wire = 0
             for segment in segments(packet, context, s.options):
                 wire += self._send(bytes(segment), command | regs.TX_IFCS, tag, now)
