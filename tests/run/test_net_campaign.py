@@ -17,7 +17,7 @@ from emu.debug.update import Update
 from emu.debug.workloads import Stream, workload
 from tests.run.test_net import options
 
-pytestmark = [pytest.mark.campaign, pytest.mark.timeout(3600)]
+pytestmark = pytest.mark.campaign
 UPDATES = 2
 """a run: there and back"""
 RUNS = 50
