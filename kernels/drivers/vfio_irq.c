@@ -54,11 +54,10 @@ static void intx_interrupt(struct pci_dev *dev, void *data)
 
 	(void)dev;
 	spin_lock(&v->irq_lock);
-	if (!v->masked) {
-		v->masked = true;
-		set_intx_off(v, true);
+	if (!v->masked)
 		signal_trigger(v);
-	}
+	v->masked = true;
+	set_intx_off(v, true);
 	spin_unlock(&v->irq_lock);
 }
 
@@ -157,18 +156,17 @@ void vfio_irq_disable(struct vfio_device *v)
  * expected are found. A line that is asserted makes itself known at once. */
 static int resume(struct vfio_device *v)
 {
-	bool off = v->masked || v->masked_by_command;
 	int err;
 
 	if (!v->resume)
 		return 0;
+	if (v->irq == VFIO_INTX)
+		set_intx_off(v, v->masked || v->masked_by_command);
 	err = v->irq == VFIO_INTX ? pci_request_intx(v->dev, intx_interrupt, v)
 				  : pci_request_msi(v->dev, msi_interrupt, v);
 	if (err)
 		return err;
 	v->resume = false;
-	if (v->irq == VFIO_INTX)
-		set_intx_off(v, off);
 	return 0;
 }
 
