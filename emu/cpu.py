@@ -49,6 +49,7 @@ class Reason(enum.IntEnum):
     TRIPLE_FAULT = 4
     ENGINE = 5
     INTERNAL = 6
+    LIVELOCK = 7
 
 
 class ClockHeader(ctypes.Structure):
@@ -176,10 +177,11 @@ STATE_WORDS: tuple[str, ...] = (
     *["svm.nested_cr3", "svm.nested_mode", "svm.v_tpr", "old_exception"],
     *(f"st{i}.{part}" for i in range(8) for part in ("mantissa", "exponent")),
     *(f"xmm{i}.{part}" for i in range(16) for part in ("low", "high")),
-    *["halted", "tsc_offset", "nmi", "intr", "tlb_flush_at", "tlb_flush_grid"],
+    *["halted", "tsc_offset", "nmi", "intr", "tlb_flush_at", "tlb_flush_grid", "faults_at", "faults"],
 )
 """Names of the words of the architectural state, in the order of the core's `core_state_save`.
-``hflags`` holds what has no register of its own: CPL, interrupt shadow, guest mode and the like."""
+``hflags`` holds what has no register of its own: CPL, interrupt shadow, guest mode and the like; ``faults`` counts
+exceptions since an instruction retired."""
 
 
 HFLAGS_LONG = 1 << 22 | 1 << 15 | 1 << 14 | 1 << 9 | 1 << 7 | 1 << 5 | 1 << 4

@@ -49,6 +49,7 @@ class StopKind(enum.Enum):
     RESET = "reset"
     DEADLOCK = "deadlock"  # halted with interrupts off, or with nothing pending
     TRIPLE_FAULT = "triple-fault"
+    LIVELOCK = "livelock"  # exceptions without end: no instruction retires any more
     BUDGET = "budget"  # `max_instructions` reached
     UNMAPPED = "unmapped"  # strict memory: an access to nothing
     ENGINE = "engine"  # the engine gave up on the guest: it fetched or walked tables outside memory
@@ -431,6 +432,13 @@ class Machine:
                     StopKind.TRIPLE_FAULT,
                     f"a fault could not be delivered; the last one was vector {h.last_vector}, error "
                     f"{h.last_error:#x}, at rip {h.last_rip:#x}, cr2 {h.last_cr2:#x}",
+                )
+            if reason is Reason.LIVELOCK:
+                h = cpu.header
+                return self._stopped(
+                    StopKind.LIVELOCK,
+                    f"exceptions without end, no instruction retires; the last one was vector {h.last_vector}, "
+                    f"error {h.last_error:#x}, at rip {h.last_rip:#x}, cr2 {h.last_cr2:#x}",
                 )
             if reason is Reason.ENGINE:
                 error = int(cpu.header.engine_error)

@@ -319,6 +319,17 @@ static void on_block(void *uc, u64 pc, u32 size, void *user) {
 
 /* ---- exceptions ---------------------------------------------------------------------------- */
 
+/* A handler whose first instruction faults, or whose entry in the IDT does, may go round for ever without one instruction
+ * retiring: time stands still, and no limit of the run is ever reached. */
+static void count_fault(struct core *c) {
+    u64 now = c->clock->ticks;
+    c->faults = c->faults_at == now ? c->faults + 1 : 0;
+    c->faults_at = now;
+    if (c->faults < FAULTS_MAX || c->uncounted) return;
+    c->stop = STOP_LIVELOCK;
+    real.uc_emu_stop(c->uc);
+}
+
 static void account_exception(struct core *c, u32 vector) {
     c->exceptions++;
     if (vector < 32) c->exceptions_by_vector[vector]++;
@@ -336,6 +347,7 @@ static void account_exception(struct core *c, u32 vector) {
     c->last_error = ENV_AT(c, u32, ENV_ERROR_CODE);
     c->last_rip = c->env->eip;
     c->last_cr2 = c->env->cr[2];
+    count_fault(c);
 }
 
 static void on_exception(void *uc, u32 vector, void *user) {
@@ -543,6 +555,7 @@ EXPORT int core_run(struct core *c, u64 end) {
     c->stop = STOP_NONE;
     for (;;) {
         if (clk->ticks >= end) return (int)(c->stop = STOP_END);
+        if (c->faults >= FAULTS_MAX && c->faults_at == clk->ticks) return (int)(c->stop = STOP_LIVELOCK);
         if (c->halted) {
             /* With interrupts off nothing can wake it (there is no NMI source pending). */
             if (!interrupts_enabled(c) && !c->nmi) return (int)(c->stop = STOP_DEADLOCK);

@@ -122,6 +122,7 @@ struct clock {
 /* Guest RAM of one machine. Pages are numbered by their offset in it: physical addresses below
  * 4 GiB, then what lies above. The engine numbers RAM in its own way (ram_addr): `block` translates. */
 #define MAX_ENGINES 64
+#define FAULTS_MAX 10000 /* exceptions in a row without an instruction that retires: no stack is that deep */
 #define MAX_BLOCKS 3
 struct ram_block {
     u64 ram_addr, offset, size;
@@ -148,6 +149,7 @@ enum stop {
     STOP_TRIPLE,     /* triple fault */
     STOP_ENGINE,     /* uc_emu_start failed: core->engine_error */
     STOP_INTERNAL,   /* a translation block could not be found: a bug here */
+    STOP_LIVELOCK,   /* exceptions without end, and no instruction retires */
 };
 
 /* What a step of the outside world needs from Python. `now` is the exact tick. */
@@ -208,6 +210,7 @@ struct core {
     u64 probed_at, probed_pc;
     u64 store_addr; /* virtual address of the store in a slow-path helper, or NEVER */
     u64 last_page; /* page of the last slow store */
+    u64 faults_at, faults; /* tick of the last exception, and how many there were before it at that tick */
     uintptr_t last_ra;
     u64 data_breakpoints; /* DR6 bits of debug registers hit by the last instruction */
     bool triple, host_flush, from_itlb;

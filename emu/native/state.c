@@ -28,7 +28,7 @@ static const struct {
 };
 #define PLAIN (sizeof plain / sizeof *plain)
 
-EXPORT u64 core_state_words(void) { return 16 + 4 + 40 + 4 + PLAIN + 16 + 32 + 6; }
+EXPORT u64 core_state_words(void) { return 16 + 4 + 40 + 4 + PLAIN + 16 + 32 + 8; }
 
 EXPORT void core_state_save(struct core *c, u64 *out) {
     struct env *env = c->env;
@@ -68,6 +68,8 @@ EXPORT void core_state_save(struct core *c, u64 *out) {
     *out++ = c->irq;
     *out++ = c->flush_at;
     *out++ = c->flush_grid;
+    *out++ = c->faults_at;
+    *out++ = c->faults;
 }
 
 EXPORT void core_state_load(struct core *c, const u64 *in) {
@@ -115,6 +117,8 @@ EXPORT void core_state_load(struct core *c, const u64 *in) {
     c->irq = *in++;
     c->flush_at = *in++;
     c->flush_grid = *in++;
+    c->faults_at = *in++;
+    c->faults = *in++;
     real.update_fp_status(env);
     real.update_mxcsr_status(env);
     ENV_AT(c, u32, ENV_ERROR_CODE) = 0;

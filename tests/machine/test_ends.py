@@ -284,6 +284,24 @@ def test_any_bytes_as_code(code: bytes, seed: int) -> None:
     run_rubbish(code * 2, seed)
 
 
+def test_exceptions_without_end() -> None:
+    """No instruction retires, so neither a tick nor a count is ever reached. What the host did before is not seen."""
+    hashes = set()
+    for slices in ([], [7, 39, 100]):
+        with Machine(4 << 20) as m:
+            put(m, bytes.fromhex("90" * 40 + "0f0b"), {6: "ud2"})
+            m.memory.write(IDT + 16 * 6 + 4, b"\x01", by="test")  # on its own stack, every time from its top
+            m.memory.write(TSS + 0x24, struct.pack("<Q", STACK), by="test")
+            for until in slices:
+                m.run(until=until)
+            stop = m.run(max_instructions=10_000, until=50_000_000)
+            assert (stop.kind, stop.instructions) == (StopKind.LIVELOCK, 40), stop
+            assert "vector 6" in stop.message
+            assert m.run(max_instructions=10_000).kind is StopKind.LIVELOCK
+            hashes.add(m.state_hash())
+    assert len(hashes) == 1
+
+
 OPCODES = [
     "0f01d8",
     "0f01d9",
