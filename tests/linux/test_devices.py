@@ -6,6 +6,7 @@ the directory of an unpacked package (on Debian `apt-get download linux-image-6.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from emu.boot import Boot
+from emu.cli import main
 from emu.devices.pci import PciFunction
 from emu.devices.vtd import EIME, IRE, QIE, TE, Vtd
 from emu.initramfs import Initramfs
@@ -194,3 +196,15 @@ def test_linux_gives_the_device_to_a_program(distribution: Path, tmp_path: Path)
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert printed(run.stdout) == [line for line in ours if not line.startswith("reset:")]
+
+
+def test_an_update_of_linux_with_devices_and_traffic(
+    linux: LinuxBuild, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`luemu run` on Linux with devices that nobody drives: frames come, and the update is as without."""
+    words = ["--workload", "kho", "--traffic", "interval=100000,count=50,start=P10", "--json"]
+    for name in ("vtd", "e1000", "edu"):
+        words += ["--device", name]
+    assert main(["run", "--old", str(linux.bzimage), *words]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["traffic"]["sent"] == 50 and result["ok"]
