@@ -198,7 +198,7 @@ def test_switching_off_what_was_on(irq: str) -> None:
     assert "irqs(irq_index(), VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER, 0, 0) = 0" in said(
         outcome
     )
-    assert found == [False]
+    assert found and not any(found)
 
 
 # ---- what is refused in the old kernel -------------------------------------------------------------------
