@@ -16,6 +16,7 @@ from emu import Machine
 from emu.boot import Boot
 from emu.debug.symbols import Symbols
 from emu.machine import Stop
+from emu.traffic import TrafficSpec
 from kernels.build import build_all, project_root
 from tests.oracles import require
 
@@ -65,14 +66,16 @@ def on_luemu(
     initramfs: bytes = b"",
     prepare: Callable[[Machine], None] | None = None,
     devices: Sequence[str] = (),
+    traffic: TrafficSpec | str | None = None,
 ) -> Run:
     """Boot the ELF file and run until the machine stops; a kernel that does not end fails the caller's
     look at `stop`. It has `max_seconds` of its own time too, for one that sleeps forever. `prepare`
-    changes the machine before the first instruction; `devices` are added to it."""
+    changes the machine before the first instruction; `devices` are added to it, with
+    `traffic` at the end of the network card's cable."""
     names = symbols(release)
     start, end = names.address("_text"), names.address("_end")
     assert start is not None and end is not None
-    with Machine(memory_mib << 20, devices=tuple(devices)) as m:
+    with Machine(memory_mib << 20, devices=tuple(devices), traffic=traffic) as m:
         m.boot(Boot(kernel=elf(release).read_bytes(), cmdline=cmdline, entry=entry, initrd=initramfs))
         if prepare is not None:
             prepare(m)
@@ -98,13 +101,15 @@ def on_qemu(
     initramfs: bytes = b"",
     timeout: float = 60,
     devices: Sequence[str] = (),
+    arguments: Sequence[str] = (),
 ) -> str:
     """What the kernel prints on QEMU until it switches the machine off or halts after a panic. What
     firmware prints before it is left out. Skips the test without QEMU, fails it after `timeout` seconds.
-    `devices` are arguments of `-device`."""
+    `devices` are arguments of `-device`, `arguments` come before them."""
     command: list[str | Path] = [require("qemu-system-x86_64"), "-accel", "tcg", "-machine", machine]
     command += ["-cpu", "EPYC", "-m", str(memory_mib), "-nodefaults", "-display", "none", "-no-reboot"]
     command += ["-serial", "stdio", "-serial", "null", "-kernel", elf(release), "-append", cmdline]
+    command += arguments
     for device in devices:
         command += ["-device", device]
     lines: list[str] = []
