@@ -89,12 +89,17 @@ class DmaPort:
 
     def read(self, requester: int, iova: int, size: int, now: int) -> bytes:
         """``size`` bytes at the device's address ``iova``."""
+        first = self._translate(requester, iova, False, now)
+        phys, room, fault = first
+        if room >= size and not fault and self.ram is not None and self.ram.contains(phys, size):
+            for observer in self.observers:
+                observer(now, requester, iova, phys, size, False, 0)
+            return self.ram.copy(phys, size)
         out = b""
-        for at, phys, piece, fault in self._pieces(requester, iova, size, False, now):
+        for at, phys, piece, fault in self._pieces(requester, iova, size, False, now, first):
             for observer in self.observers:
                 observer(now, requester, at, phys, piece, False, fault)
-            data = b"\xff" * piece if fault or self.ram is None else self.ram.copy(phys, piece)
-            out = out + data if out else data
+            out += b"\xff" * piece if fault or self.ram is None else self.ram.copy(phys, piece)
         return out
 
     def write(self, requester: int, iova: int, data: bytes, now: int, by: str = "dma") -> None:
@@ -103,12 +108,19 @@ class DmaPort:
         if size == 4 and iova >> 20 == MSI_BASE >> 20 and not iova & 3:
             self.message(requester, iova, int.from_bytes(data, "little"), now)
             return
+        first = self._translate(requester, iova, True, now)
+        phys, room, fault = first
+        if room >= size and not fault and self.ram is not None and self.ram.contains(phys, size):
+            for observer in self.observers:
+                observer(now, requester, iova, phys, size, True, 0)
+            self.ram.write(phys, data, by)
+            return
         done = 0
-        for at, phys, piece, fault in self._pieces(requester, iova, size, True, now):
+        for at, phys, piece, fault in self._pieces(requester, iova, size, True, now, first):
             for observer in self.observers:
                 observer(now, requester, at, phys, piece, True, fault)
             if not fault and self.ram is not None:
-                self.ram.write(phys, data if piece == size else data[done : done + piece], by)
+                self.ram.write(phys, data[done : done + piece], by)
             done += piece
 
     def message(self, requester: int, address: int, data: int, now: int) -> bool:
@@ -127,21 +139,26 @@ class DmaPort:
             return self.interrupts.message(address, data, now)
         return self.interrupts.deliver(*what, now)
 
+    def _translate(self, requester: int, iova: int, write: bool, now: int) -> tuple[int, int, int]:
+        """(physical address, bytes from there on that are translated alike, fault)."""
+        if self.ram is None:
+            return iova, NOWHERE, NO_RAM
+        if self.iommu is None:
+            return iova, NOWHERE, 0
+        return self.iommu.translate(requester, iova, write, now)
+
     def _pieces(
-        self, requester: int, iova: int, size: int, write: bool, now: int
+        self, requester: int, iova: int, size: int, write: bool, now: int, found: tuple[int, int, int]
     ) -> Sequence[tuple[int, int, int, int]]:
         """A request as (bus address, physical address, size, fault): as few pieces as its translation allows.
 
-        All of it is translated before anything is done.
+        All of it is translated before anything is done; ``found`` is what its beginning is translated to.
         """
         iommu, ram = self.iommu, self.ram
         if ram is None:
             return ((iova, iova, size, NO_RAM),)
-        phys, fault, room = iova, 0, size
-        if iommu is not None:
-            phys, room, fault = iommu.translate(requester, iova, write, now)
-        if room >= size and not fault and ram.contains(phys, size):
-            return ((iova, phys, size, 0),)
+        phys, room, fault = found
+        room = min(room, size)
         out: list[tuple[int, int, int, int]] = []
         end = iova + size
         start, first, length = iova, phys, 0  # a piece without fault that is not in `out` yet
