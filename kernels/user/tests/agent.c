@@ -255,6 +255,7 @@ static void serve(FILE *from, FILE *to)
 static long spawn(char **w)
 {
 	int p = atoi(w[1]), orders[2], replies[2];
+	char line[16];
 
 	if (pipe2(orders, O_CLOEXEC) < 0 || pipe2(replies, O_CLOEXEC) < 0)
 		return result(-1);
@@ -265,6 +266,8 @@ static long spawn(char **w)
 		close(orders[1]);
 		close(replies[0]);
 		close(device);
+		device = -1;
+		dprintf(replies[1], "ready\n");
 		serve(fdopen(orders[0], "r"), fdopen(replies[1], "w"));
 		_exit(0);
 	}
@@ -272,7 +275,10 @@ static long spawn(char **w)
 	close(replies[1]);
 	processes[p].orders = fdopen(orders[1], "w");
 	processes[p].answers = fdopen(replies[0], "r");
-	return processes[p].pid < 0 ? result(-1) : 0;
+	if (processes[p].pid < 0)
+		return result(-1);
+	/* It has closed the device by then. */
+	return fgets(line, sizeof(line), processes[p].answers) ? 0 : -EPIPE;
 }
 
 static long end(char **w)
