@@ -14,6 +14,7 @@
 #define pr_fmt(fmt) "DMAR: " fmt
 #include "vtd.h"
 #include "acpi.h"
+#include "bitops.h"
 #include "cpu.h"
 #include "errno.h"
 #include "iommu.h"
@@ -143,19 +144,10 @@ struct expected {
 	struct vtd_claim claim;
 	u32 ioas;
 	const struct iommufd_luemu_area *area, *next, *end;
-	const struct iommufd_luemu_extent *extents, *extent;	/* extent: the next one */
-	u64 iova, area_left;		/* of the area, what was not met yet */
-	u64 phys, extent_left;
+	const struct iommufd_luemu_extent *extents, *extent;	/* extent: where the area goes on */
+	u64 iova, left;			/* of the area, what was not met yet */
+	u64 in_extent;
 };
-
-static void next_extent(struct expected *x)
-{
-	if (!x->area_left)
-		return;
-	x->phys = x->extent->phys;
-	x->extent_left = x->extent->size;
-	x->extent++;
-}
 
 static bool next_area(struct expected *x)
 {
@@ -168,9 +160,9 @@ static bool next_area(struct expected *x)
 	x->area = a;
 	x->next = a + 1;
 	x->iova = a->iova;
-	x->area_left = a->size;
+	x->left = a->size;
 	x->extent = x->extents + a->first_extent;
-	next_extent(x);
+	x->in_extent = 0;
 	return true;
 }
 
@@ -183,26 +175,70 @@ static int claimed_table(struct vtd_claim *c, phys_addr_t phys, const u64 **tabl
 	return 0;
 }
 
-/* A page that is more than what is left of an extent, or is in a new area. */
-static noinline int expect_pieces(struct expected *x, u64 iova, phys_addr_t phys, u64 size, u64 prot)
+/* One page, in whatever pieces the areas have it. */
+static noinline int expect_page(struct expected *x, u64 iova, u64 entry, u64 size)
 {
+	u64 phys = entry & VTD_ADDRESS;
+
+	if (mark_pages(phys, size))
+		return -EINVAL;
 	while (size) {
 		u64 n;
 
-		if (!x->area_left && !next_area(x))
+		if (!x->left && !next_area(x))
 			return -EINVAL;
-		n = min(size, x->extent_left);
-		if (iova != x->iova || phys != x->phys || prot != x->area->prot)
+		n = min(size, x->extent->size - x->in_extent);
+		if (iova != x->iova || phys != x->extent->phys + x->in_extent ||
+		    (entry & (VTD_READ | VTD_WRITE)) != x->area->prot)
 			return -EINVAL;
 		x->iova = iova += n;
-		x->phys = phys += n;
+		phys += n;
 		size -= n;
-		x->area_left -= n;
-		x->extent_left -= n;
-		if (!x->extent_left)
-			next_extent(x);
+		x->left -= n;
+		x->in_extent += n;
+		if (x->in_extent == x->extent->size) {
+			x->in_extent = 0;
+			x->extent++;
+		}
 	}
 	return 0;
+}
+
+/* How many entries from the first on are whole extents in whole blocks of the entries' size: so it is with large pages,
+ * and then this is all that is done for each of them. */
+static u64 expect_blocks(struct expected *x, u64 iova, const u64 *entries, u64 nr, u64 size)
+{
+	const struct iommufd_luemu_extent *e = x->extent;
+	u64 stamp = kho_stamp((unsigned int)(ctz64(size) - PAGE_SHIFT)), step = size >> PAGE_SHIFT;
+	u64 bits, done = 0, marked = 0;
+
+	if (!x->left || iova != x->iova || x->in_extent)
+		return 0;
+	bits = x->area->prot | (size > PAGE_SIZE ? VTD_PAGE : 0);
+	nr = min(nr, x->left / size);
+	while (done < nr) {
+		struct page *head = phys_to_page(e->phys);
+		u64 want = e->phys | bits, end = want + e->size;
+
+		if (e->size > (nr - done) * size || PFN_UP(e->phys + e->size) > max_pfn)
+			break;
+		for (; want < end && entries[done] == want && head->private == stamp && !head->index; want += size) {
+			marked += !(head->flags & PG_DMA);
+			head->flags |= PG_DMA;
+			head += step;
+			done++;
+		}
+		if (want != end) {	/* again from the extent's beginning, slowly */
+			done -= (want - (e->phys | bits)) / size;
+			break;
+		}
+		e++;
+	}
+	nr_marked += marked;
+	x->extent = e;
+	x->iova += done * size;
+	x->left -= done * size;
+	return done;
 }
 
 /* Everything that is mapped is the next piece of an area, and every area is mapped. */
@@ -210,24 +246,15 @@ static int claimed_pages(struct vtd_claim *claim, u64 iova, const u64 *entries, 
 {
 	struct expected *x = container_of(claim, struct expected, claim);
 
-	for (u64 i = 0; i < nr; i++, iova += size) {
-		u64 phys = entries[i] & VTD_ADDRESS, prot = entries[i] & (VTD_READ | VTD_WRITE);
+	for (u64 i = 0; i < nr;) {
+		u64 n = expect_blocks(x, iova + i * size, entries + i, nr - i, size);
 
-		if (mark_pages(phys, size))
-			return -EINVAL;
-		if (x->extent_left < size) {
-			if (expect_pieces(x, iova, phys, size, prot))
-				return -EINVAL;
+		i += n;
+		if (n)
 			continue;
-		}
-		if (iova != x->iova || phys != x->phys || prot != x->area->prot)
+		if (expect_page(x, iova + i * size, entries[i], size))
 			return -EINVAL;
-		x->iova += size;
-		x->phys += size;
-		x->area_left -= size;
-		x->extent_left -= size;
-		if (!x->extent_left)
-			next_extent(x);
+		i++;
 	}
 	return 0;
 }
@@ -246,7 +273,7 @@ static const char *verify_domain(const struct iommu_luemu_domain *d, const struc
 		return "tables are damaged, or lead to memory that is not preserved, or not what their iommufd says";
 	if (x.claim.nr != d->nr_tables || x.claim.bytes != d->bytes)
 		return "tables are not those of the record";
-	if (x.area_left || next_area(&x))
+	if (x.left || next_area(&x))
 		return "an iommufd's areas are not mapped";
 	return NULL;
 }

@@ -18,6 +18,7 @@
 #include "init.h"
 #include "iommu.h"
 #include "pagecache.h"
+#include "panic.h"
 #include "pci.h"
 #include "printk.h"
 #include "string.h"
@@ -386,25 +387,33 @@ static int iommufd_retrieve(struct liveupdate_file_args *a)
 	return 0;
 }
 
-/* The folio at this address, if the memory is this kernel's own by now (pages that wait for it are all zero but for the
- * stamp); and where it ends. NULL: it waits for its file. */
+/* First page of the preserved block that a page is in which waits for its file. */
+static struct page *waiting_block(u64 phys)
+{
+	for (unsigned int order = 0; order <= MAX_PAGE_ORDER; order++) {
+		struct page *head = phys_to_page(ALIGN_DOWN(phys, PAGE_SIZE << order));
+
+		if (head->private >> 32 == KHO_PAGE_MAGIC && (u32)head->private >= order)
+			return head;
+	}
+	panic("iommufd_luo: page %#lx was preserved, and is not any more", phys);
+}
+
+/* The folio at this address, if the memory is this kernel's own by now (pages that wait are all zero but for the block's
+ * stamp), NULL if it waits for its file; and where it ends. */
 static struct folio *restored_folio(u64 phys, u64 *end)
 {
 	struct page *page = phys_to_page(phys);
-	unsigned int order = 0;
+	struct folio *f = NULL;
 
 	if (page->flags & PG_TAIL || page->refcount > 0) {
-		struct folio *f = page_folio(page);
-
+		f = page_folio(page);
 		*end = PFN_PHYS(folio_pfn(f) + folio_nr_pages(f));
-		return f;
+	} else {
+		page = waiting_block(phys);
+		*end = page_to_phys(page) + (PAGE_SIZE << (u32)page->private);
 	}
-	while (order < MAX_PAGE_ORDER &&
-	       phys_to_page(ALIGN_DOWN(phys, PAGE_SIZE << order))->private >> 32 != KHO_PAGE_MAGIC)
-		order++;
-	*end = ALIGN_DOWN(phys, PAGE_SIZE << order) +
-	       (PAGE_SIZE << (phys_to_page(ALIGN_DOWN(phys, PAGE_SIZE << order))->private & 63));
-	return NULL;
+	return f;
 }
 
 static bool all_restored(const struct iommufd_luemu_ser *s)
@@ -430,33 +439,41 @@ static bool iommufd_can_finish(struct liveupdate_file_args *a)
 }
 
 /* The reference that PG_DMA stands for becomes the file's own, or goes. */
+static void take_folio(struct folio *f, bool keep)
+{
+	bool had = f->page.flags & PG_DMA;
+
+	f->page.flags &= ~PG_DMA;
+	if (had && !keep)
+		folio_put(f);
+	else if (!had && keep)
+		folio_get(f);
+}
+
 static void take_memory(const struct iommufd_luemu_ser *s, bool keep)
 {
 	const struct iommufd_luemu_extent *e = iommufd_luemu_extents(s);
 
-	for (u32 i = 0; i < s->nr_extents; i++)
-		for (u64 at = e[i].phys, end = at + e[i].size, next; at < end; at = next) {
-			struct page *head = phys_to_page(at);
+	for (u32 i = 0; i < s->nr_extents; i++) {
+		struct page *page = phys_to_page(e[i].phys), *end = phys_to_page(e[i].phys + e[i].size);
+
+		while (page < end) {
+			u64 next;
 			struct folio *f;
 
-			if ((head->flags & (PG_HEAD | PG_DMA)) == (PG_HEAD | PG_DMA) && keep) {	/* most are */
-				head->flags &= ~PG_DMA;
-				next = at + (PAGE_SIZE << head->order);
+			if (keep && (page->flags & (PG_HEAD | PG_DMA)) == (PG_HEAD | PG_DMA)) {	/* most are */
+				page->flags &= ~PG_DMA;
+				page += 1UL << page->order;
 				continue;
 			}
-			f = restored_folio(at, &next);
-			head = f ? &f->page : NULL;
-			if (!f) {
-				for (unsigned int o = 0; o <= MAX_PAGE_ORDER; o++)
-					phys_to_page(ALIGN_DOWN(at, PAGE_SIZE << o))->flags &= ~PG_DMA;
-			} else if (head->flags & PG_DMA) {
-				head->flags &= ~PG_DMA;
-				if (!keep)
-					folio_put(f);
-			} else if (keep) {
-				folio_get(f);
-			}
+			f = restored_folio(page_to_phys(page), &next);
+			if (f)
+				take_folio(f, keep);
+			else
+				waiting_block(page_to_phys(page))->flags &= ~PG_DMA;
+			page = phys_to_page(next);
 		}
+	}
 }
 
 /* Nobody asked for it: its functions, if there are any left, are stopped; then the tables go. */
