@@ -388,20 +388,24 @@ static bool is_kept(u16 bdf)
 /* Contexts of functions that do not go over are cleared; whether one was left, against all rules. */
 static bool clear_contexts(void)
 {
+	const struct vtd_entry *root = vtd.root;
 	bool left = false;
 
-	for (u32 bus = 0; bus < VTD_ROOT_ENTRIES; bus++) {
-		struct vtd_entry *e = vtd.root[bus].low ? vtd_context((u16)(bus << 8)) : NULL;
+	for (const struct vtd_entry *r = root; r < root + VTD_ROOT_ENTRIES; r++) {
+		const struct vtd_entry *table, *e;
 
-		for (u32 i = 0; e && i < VTD_CONTEXT_ENTRIES; i++) {
-			u16 bdf = (u16)(bus << 8 | i);
+		if (!r->low)
+			continue;
+		table = phys_to_virt(r->low & VTD_ADDRESS);
+		for (e = table; e < table + VTD_CONTEXT_ENTRIES; e++) {
+			u16 bdf = (u16)((r - root) << 8 | (e - table));
 
-			if (!e[i].low || is_kept(bdf))
+			if (!e->low || is_kept(bdf))
 				continue;
 			if (breaks("bus-master", NULL))	// break: functions keep what they may reach
 				left = true;
 			else
-				vtd_clear_context(bdf, (u32)(e[i].high >> 8 & 0xffff));
+				vtd_clear_context(bdf, (u32)(e->high >> 8 & 0xffff));
 		}
 	}
 	return left;
