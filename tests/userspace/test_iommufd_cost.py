@@ -1,7 +1,7 @@
 """What it costs to hand over a device with a gigabyte mapped in pages of 2 MiB, in guest instructions.
 
-Counted is what the kernels do for devices between freezing and the end of the last retrieve; what they would do
-anyway (finding ACPI tables) is not, nor is the end of the session.
+Counted is what the kernels do for devices between freezing and the end of the last retrieve; what they would
+do anyway (finding ACPI tables) is not, nor is the end of the session.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ BAR = 100_000
 HUGEPAGE = 14
 COUNTED = {
     0: ("iommufd_freeze", "vfio_freeze", "iommu_shutdown"),
-    1: ("iommu_early_init", "iommu_init", "pci_luo_start", "pci_luo_incoming", "pci_luo_scanned", "iommufd_own",
-        "vfio_own", "iommufd_retrieve", "vfio_retrieve"),
+    1: ("iommu_early_init", "iommu_init", "pci_luo_start", "pci_luo_incoming", "pci_luo_scanned",
+        "iommufd_own", "vfio_own", "iommufd_retrieve", "vfio_retrieve"),
 }  # fmt: skip
 NOT_COUNTED = ("acpi_find_tables",)
 FINISH = ("iommufd_finish", "vfio_finish", "pci_flb_finish", "iommu_flb_finish")
@@ -57,7 +57,8 @@ def measure(r: rig.Rig, generation: int, names: tuple[str, ...], into: dict[str,
 def test_a_gigabyte() -> None:
     old: list[Step] = [
         ("open", 0), ("create 0 s", 0), ("memfd 1 2", 0), (f"truncate 1 {SIZE}", 0), (i.mmap(1, SIZE, AT), 0),
-        (f"madvise {AT} {SIZE} {HUGEPAGE}", 0), *OPENED, (i.ioas_map(2, 1, AT, SIZE, IOVA), 0), *ATTACHED, *PRESERVE,
+        (f"madvise {AT} {SIZE} {HUGEPAGE}", 0), *OPENED, (i.ioas_map(2, 1, AT, SIZE, IOVA), 0), *ATTACHED,
+        *PRESERVE,
     ]  # fmt: skip
     cost: dict[str, int] = {}
     with rig.Rig(steps_spec(old, [*RETRIEVED, ("finish 0", 0)], memory=SIZE + 1024 * MIB)) as r:
