@@ -164,3 +164,15 @@ def test_qemu_says_the_same(remapping: bool) -> None:
     assert lines(text) == expected()
     frames = [Frame.parse(data[:128]) for data in cable.got]
     assert [f.sequence for f in frames if f is not None] == list(range(SEND))
+
+
+def test_two_drivers_share_a_line_on_qemu() -> None:
+    """Slots 3 and 7 have the same pin of the I/O APIC: edu's interrupts are not the card's, which listens."""
+    with Cable() as cable:
+        text = on_qemu(
+            "new", CMDLINE + " edu_test", machine="q35,kernel-irqchip=split",
+            arguments=["-netdev", cable.netdev],
+            devices=["intel-iommu,intremap=on", "edu,addr=3", "e1000,netdev=n,addr=7"],
+        )  # fmt: skip
+    assert lines(text) == expected("00:07.0")
+    assert "edu: 00:03.0 INTx ok" in text and "edu: 00:03.0 MSI ok" in text

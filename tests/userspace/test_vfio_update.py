@@ -243,6 +243,21 @@ def test_closing_the_session_takes_it_back() -> None:
     assert not outcome.log("as the previous kernel left it")
 
 
+@pytest.mark.parametrize("irq", ["intx", "msi"])
+def test_an_update_that_fails_after_the_freeze(irq: str) -> None:
+    """Everything is undone: the device works and interrupts as before, and the next update takes it over."""
+    with Rig(spec(irq + " fail", irq)) as r:
+        outcome = r.finish().check()
+    before = said(outcome, 0)
+    unmask = ["unmask() = 0"] if irq == "intx" else []
+    assert before[before.index(f"reboot(RB_KEXEC) = {EINVAL}") :] == [
+        f"reboot(RB_KEXEC) = {EINVAL}", f"reboot(RB_KEXEC) = {EINVAL}", "reg(4) == ~LIVENESS: yes",
+        "!memcmp(memory, memory + 8192, 4096): yes", "signals() = 0", "signals() = 1", *unmask,
+        "signals() = 0",
+    ]  # fmt: skip
+    assert said(outcome)[: len(WORKS)] == WORKS
+
+
 # ---- what the new kernel's program may leave out -----------------------------------------------------------
 
 
@@ -278,6 +293,15 @@ def test_until_it_is_retrieved_nobody_gets_it() -> None:
     with Rig(spec("", "steal")) as r:
         outcome = r.finish().check()
     assert said(outcome) == [f"bind_to(iommu) = {EBUSY}", *WORKS, *FINISHED]
+
+
+def test_a_kernel_without_live_update_stops_it() -> None:
+    """It adopts nothing that it would have to give to somebody: the function is set up like any other."""
+    work = spec()
+    work.later = "liveupdate=off"
+    with Rig(work) as r:
+        r.run_to(1, "init:begin")
+        assert not edu_of(r.machine).register(COMMAND, 2) & COMMAND_MASTER, "the function is still a master"
 
 
 # ---- what the new kernel does not believe ------------------------------------------------------------------

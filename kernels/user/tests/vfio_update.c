@@ -13,6 +13,7 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/reboot.h>
 
 #define PATH	"/dev/vfio/devices/vfio0"
 #define IOVA	0x400000UL
@@ -177,6 +178,47 @@ static void hold(void)
 		pause();
 }
 
+/* A second iommufd whose memory is not handed over any more: the whole update fails after the device was frozen. */
+static void fail(void)
+{
+	struct iommu_ioas_alloc a = { .size = sizeof(a) };
+	struct liveupdate_ioctl_create_session t = { .size = sizeof(t), .name = "t" }, u = { .size = sizeof(u), .name = "u" };
+	struct iommu_ioas_map m = {
+		.size = sizeof(m), .length = 4096, .iova = IOVA,
+		.flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE,
+	};
+	int fd = (int)syscall(SYS_memfd_create, "other", 0), other = open("/dev/iommu", O_RDWR);
+	int kernel = open("/luemu/kernel1", O_RDONLY), s = session;
+
+	ftruncate(fd, 4096);
+	m.user_va = (uintptr_t)mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	T(ioctl(other, IOMMU_IOAS_ALLOC, &a));
+	m.ioas_id = a.out_ioas_id;
+	T(ioctl(other, IOMMU_IOAS_MAP, &m));
+	T(ioctl(luo, LIVEUPDATE_IOCTL_CREATE_SESSION, &u));
+	T(ioctl(luo, LIVEUPDATE_IOCTL_CREATE_SESSION, &t));
+	session = u.fd;
+	T(preserve(fd, 1));
+	session = t.fd;
+	T(preserve(other, 1));
+	close(u.fd);
+	T(syscall(SYS_kexec_file_load, kernel, -1, 1UL, "", 4UL));	/* no initramfs: it is not started */
+	T(reboot(RB_KEXEC));
+	T(reboot(RB_KEXEC));
+	close(t.fd);
+	session = s;
+	C(reg(4) == ~LIVENESS);
+	transfer(0x40000, IOVA + 8192, 4096, 2);
+	C(!memcmp(memory, memory + 8192, 4096));
+	T(signals());
+	set(0x60, 1);
+	T(signals());
+	set(0x64, 1);
+	if (has("intx"))
+		T(unmask());
+	T(signals());
+}
+
 static void before(void)
 {
 	struct iommu_ioas_alloc a = { .size = sizeof(a) };
@@ -262,6 +304,8 @@ static void before(void)
 	}
 	if (has("close"))
 		close(session);
+	if (has("fail"))
+		fail();
 	hold();
 }
 
