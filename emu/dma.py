@@ -154,37 +154,39 @@ class DmaPort:
 
         All of it is translated before anything is done; ``found`` is what its beginning is translated to.
         """
-        iommu, ram = self.iommu, self.ram
+        ram = self.ram
         if ram is None:
             return ((iova, iova, size, NO_RAM),)
+        runs: list[tuple[int, int, int, int]] = []  # (bus address, physical address, size, fault)
+        at, end, moved, straight = iova, iova + size, found[0] - iova, True
         phys, room, fault = found
-        room = min(room, size)
-        out: list[tuple[int, int, int, int]] = []
-        end = iova + size
-        start, first, length = iova, phys, 0  # a piece without fault that is not in `out` yet
+        translate = self._translate if self.iommu is None else self.iommu.translate
         while True:
-            piece = min(end - iova, room)
-            if not fault and not ram.contains(phys, piece):
-                piece = min(piece, PAGE - phys % PAGE)  # part may be RAM, which ends at a page boundary
-                fault = 0 if ram.contains(phys, piece) else NO_RAM
-            if length and (fault or first + length != phys):
-                out.append((start & NOWHERE, first, length, 0))
-                length = 0
-            if fault:
-                out.append((iova & NOWHERE, phys, piece, fault))
-            elif length:
-                length += piece
-            else:
-                start, first, length = iova, phys, piece
-            iova += piece
-            if iova >= end:
+            if fault or phys - at != moved:
+                straight = False
+            if room >= end - at:
+                runs.append((at & NOWHERE, phys, end - at, fault))
                 break
-            if iommu is not None:
-                phys, room, fault = iommu.translate(requester, iova & NOWHERE, write, now)
-            else:
-                phys, room, fault = iova & NOWHERE, end - iova, 0
-        if length:
-            out.append((start & NOWHERE, first, length, 0))
+            runs.append((at & NOWHERE, phys, room, fault))
+            at += room
+            phys, room, fault = translate(requester, at & NOWHERE, write, now)
+        if straight and ram.contains(found[0], size):
+            return ((iova, found[0], size, 0),)
+        out: list[tuple[int, int, int, int]] = []
+        for at, phys, room, fault in runs:
+            while True:
+                piece, reason = room, fault
+                if not fault and not ram.contains(phys, room):
+                    piece = min(room, PAGE - phys % PAGE)  # part may be RAM, which ends at a page boundary
+                    reason = 0 if ram.contains(phys, piece) else NO_RAM
+                if out and not reason and not out[-1][3] and out[-1][1] + out[-1][2] == phys:
+                    out[-1] = (*out[-1][:2], out[-1][2] + piece, 0)
+                else:
+                    out.append((at, phys, piece, reason))
+                room -= piece
+                if not room:
+                    break
+                at, phys = at + piece & NOWHERE, phys + piece & NOWHERE
         return out
 
 
