@@ -380,6 +380,7 @@ def flip(d: Damage, pages: list[int], dice: random.Random) -> str:
 
 def run_flips(stage: Stage, seed: int, count: int) -> dict[str, int]:
     """The kernel ends well or with an epitaph, and nobody ever gets contents that no file had."""
+    stage.machine.restore(stage.snapshot)  # who was here before has left it somewhere else
     right = originals(stage.damage)
     pages = records(stage.damage.handover)
     dice = random.Random(seed)
