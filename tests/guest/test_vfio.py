@@ -111,3 +111,20 @@ def test_without_remapping_nothing_can_be_bound() -> None:
 def test_functions_that_are_not_named_stay_with_the_kernel() -> None:
     text, _ = run("old", ["vfio"], "loglevel=7 edu_test vfio-pci.ids=8086:100e", ("vtd", "edu"))
     assert "edu: 00:03.0 MSI ok" in text and "device >= 0: no" in text
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_programs_that_call_at_random(seed: int) -> None:
+    """Two processes with the same three device files and two iommufds. Afterwards all works as before."""
+    text, functions = run(
+        "old" if seed % 2 else "new", [f"vfio_storm {seed} 4000", "vfio"], "loglevel=4 vfio-pci.ids=all",
+        ("vtd", "bridge", "edu", "bridge/edu"),
+    )  # fmt: skip
+    storm, after = parts(text)
+    assert [line for line in storm if line.startswith(("child", "bad"))] == [
+        "child: exited 0", "child: exited 0", "bad == 0: yes"
+    ]  # fmt: skip
+    assert [line for line in after if "DMAR" not in line] == [
+        line for line in expected() if "DMAR" not in line
+    ]
+    assert not any(f.register(COMMAND, 2) & COMMAND_MASTER for n, f in functions.items() if n != "bridge")
