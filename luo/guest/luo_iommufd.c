@@ -512,6 +512,9 @@ static void settle_objects(struct iommufd *ctx)
 			o->hwpt->users--;
 			iommufd_object_free(ctx, o);
 		}
+	list_for_each_entry_safe(o, next, &ctx->objects, list)
+		if (o->kind == IOMMUFD_LUEMU_HWPT && o->automatic && !o->users)
+			iommufd_object_free(ctx, o);
 }
 
 static void iommufd_finish(struct liveupdate_file_args *a)

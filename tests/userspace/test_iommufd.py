@@ -6,6 +6,7 @@ unit's own tables by the host's decoder, which shares no code with the kernel.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from random import Random
 
@@ -14,7 +15,7 @@ import pytest
 from emu.devices.edu import Edu
 from emu.machine import Machine
 from kho.handover import Handover
-from luo.abi_devices import READ, WRITE
+from luo.abi_devices import IOMMUFD, READ, WRITE, checksum
 from luo.check import check
 from luo.iommu import Iommu, Iommufd
 from luo.state import Luo
@@ -35,7 +36,7 @@ from tests.userspace.agents import (
     command,
     spec,
 )
-from tests.userspace.iommufd import FIXED, PRIVATE, READABLE, WRITEABLE
+from tests.userspace.iommufd import FIXED, PRIVATE, READABLE, SHARED, WRITEABLE
 
 BADF, NOTTY, BIG, OVERFLOW, OPNOTSUPP, MSGSIZE, PERM, ADDRINUSE = -9, -25, -7, -75, -95, -90, -1, -98
 AT = 0x1000_0000_0000
@@ -397,6 +398,98 @@ def test_never_finished_goes_on() -> None:
         assert seen and seen[-1] & MASTER, "it is stopped only at the end of the machine"
 
 
+def test_a_rich_state_goes_over_twice() -> None:
+    """Two files, three address spaces, rights, small pages, tables of their own, allowed ranges, copies."""
+    put = [(f"store32 {AT + n:#x} {v:#x}", 0) for n, v in ((0, 1 << 24), (4, 0), (8, (1 << 28) - 1), (12, 0))]
+    rich: list[Step] = [
+        ("open", 0), ("create 0 s", 0), *memory(), *memory(5, 4 * MIB, AT + 64 * MIB), *put, *OPENED,
+        (f"madvise {AT + 64 * MIB} {4 * MIB} 14", 0),
+        (i.ioctl(2, i.ALLOW_IOVAS, "IIIQ", 1, 1, 0, AT), 0),
+        (i.ioas_map(2, 1, AT, 16 * PAGE, IOVA), 0),
+        (i.ioas_map(2, 1, AT, PAGE, IOVA * 2, FIXED | READABLE), 0),
+        (i.ioas_map(2, 1, AT + 64 * MIB, 4 * MIB, IOVA * 3), 0), *ATTACHED, *MASTER_ON,
+        (i.ioas_alloc(2), 0), (i.ioctl(2, i.OPTION, "IHHIQ", 1, 0, 0, 4, 0), 0),
+        (i.ioas_copy(2, 4, 1, 4 * MIB, 0, IOVA * 3), 0), (i.hwpt_alloc(2, 2, 4), 0),
+        (i.hwpt_alloc(2, 2, 1), 0),
+        ("file 6 /dev/iommu", 0), (i.ioas_alloc(6), 0), (i.ioas_map(6, 1, AT + MIB, MIB, IOVA), 0),
+        ("preserve 0 1 10", 0), ("preserve 0 5 50", 0), ("preserve 0 2 20", 0), ("preserve 0 6 60", 0),
+        ("preserve 0 3 30", 0),
+    ]  # fmt: skip
+    get = [
+        ("open", 0),
+        ("retrieve 0 s", 0),
+        *[(f"get {n} 0 {n}0", 0) for n in (1, 5, 6, 2, 3)],
+        ("finish 0", 0),
+    ]
+    again = [*get, ("create 0 s", 0), *[(f"preserve 0 {n} {n}0", 0) for n in (1, 5, 2, 6, 3)], ("hold", 0)]
+    end = [
+        *get, (i.attach(3, 6), 0), (i.attach(3, 5), 0), (i.ioas_map(2, 1, AT, PAGE, 0, READABLE), FAULT),
+        (i.mmap(1, 4 * MIB, AT), 0), (i.ioas_map(2, 1, AT, PAGE, 0, READABLE), 0), (i.detach(3), 0),
+        (i.ioas_unmap(2, 1, 0, (1 << 64) - 1), 0), (i.ioas_unmap(2, 4, 0, (1 << 64) - 1), 0),
+        (i.ioas_unmap(6, 1, IOVA, MIB), 0), (i.destroy(2, 5), 0), (i.destroy(2, 4), 0),
+    ]  # fmt: skip
+    run = rig.Spec(
+        ("old", "new", "old"), before=[command([*(s for s, _ in rich), "hold"], 0)],
+        after=[command([s for s, _ in again], 1), command([s for s, _ in end], 2)],
+        cmdline=f"{rig.SCRATCH} {VFIO}", programs=PROGRAMS, devices=DEVICES, memory=256 << 20,
+    )  # fmt: skip
+    with rig.Rig(run) as r:
+        _, first, files = at_jump(r, 0)
+        assert len(first.domains) == 3 and len(files) == 2
+        small, large = first.domains[2], first.domains[1]
+        assert len(small.tables) == 3 + 2, "4 KiB pages only"
+        assert {m.prot for m in large.mappings} == {READ | WRITE, READ}
+        assert files[0].ranges == [(1 << 24, (1 << 28) - 1, 1, 2)]
+        _, second, later = at_jump(r, 1)
+        assert first.domains == second.domains and first.devices == second.devices
+        assert [(f.objects, f.areas, f.ranges) for f in files] == [
+            (f.objects, f.areas, f.ranges) for f in later
+        ]
+        outcome = r.finish().check()
+        said = [line.split(": ", 1) for line in outcome.output().strip().split("\n")]
+        assert [(order, int(answer.split()[0])) for order, answer in said] == end
+        assert not outcome.log("WARN") and not outcome.log("refused") and not outcome.log("stay reserved")
+        chosen = i.quads(said[-7][1], 32)[0]
+        assert 1 << 24 <= chosen < 1 << 28, "the allowed range holds on"
+
+
+@pytest.mark.parametrize(
+    ("got", "error"), [(("1", "2"), 0), (("1", "3"), BUSY)], ids=["without the device", "without the iommufd"]
+)
+def test_half_of_a_device(got: tuple[str, ...], error: int) -> None:
+    new = [("open", 0), ("retrieve 0 s", 0), *[(f"get {n} 0 {n}0", 0) for n in got], ("finish 0", error)]
+    if not error:
+        new += [(i.destroy(2, 3), NOENT), (i.destroy(2, 2), NOENT), (i.ioas_unmap(2, 1, IOVA, 4 * MIB), 0),
+                ("file 4 /dev/vfio/devices/vfio0", 0), (i.bind(4, 2), 0), (i.attach(4, 1), 0)]  # fmt: skip
+    with rig.Rig(steps_spec(HANDED, new)) as r:
+        outcome = r.finish().check()
+        compare(outcome, "after", new)
+        assert not outcome.log("WARN")
+
+
+def test_memory_in_scratch_is_moved_before_it_is_mapped() -> None:
+    """A file that fills more than what is outside; and private memory the same way."""
+    populate = 0x8000
+    size = 64 * MIB
+    steps: list[Step] = [
+        ("memfd 1 2", 0), (f"truncate 1 {size}", 0), (i.mmap(1, size, AT, flags=SHARED | populate), 0),
+        (f"store32 {AT + size - 4:#x} 0x1234", 0), *OPENED,
+        (i.ioas_map(2, 1, AT + size - MIB, MIB, IOVA), 0),
+        ("close 1", 0), (f"load32 {AT + size - 4:#x}", 0),
+        (i.ioas_unmap(2, 1, IOVA, MIB), 0), (f"munmap {AT:#x} {size}", 0),
+        (i.mmap(-1, size, AT, flags=PRIVATE | populate), 0), (f"store32 {AT + size - 4:#x} 0x5678", 0),
+        (i.ioas_map(2, 1, AT + size - MIB, MIB, IOVA), 0), (f"load32 {AT + size - 4:#x}", 0),
+        (f"store32 {AT + size - 8:#x} 0x9abc", 0), *ATTACHED,
+    ]  # fmt: skip
+    with rig.Rig(steps_spec(steps, memory=128 << 20)) as r:
+        moved: list[int] = []
+        r.at(0, "migrate_folio", lambda m: moved.append(m.instructions))
+        outcome = r.finish().check()
+        said = compare(outcome, "before", steps)
+        assert said[8].split()[1] == "0x1234" and said[14].split()[1] == "0x5678"
+        assert moved, "nothing was in scratch: the test tries nothing"
+
+
 # --- damage -------------------------------------------------------------------------------------------------
 
 MASTER = 4
@@ -480,3 +573,66 @@ def test_a_kernel_that_uses_no_remapping_stops_devices() -> None:
         compare(outcome, "after", new)
         assert outcome.log("is refused: it is another machine's")
         assert len(seen) == 1 and not seen[0] & MASTER
+
+
+def repaired(phys: int, size: int, at: int, layout: str, value: int) -> Callable[[Machine], None]:
+    """A field is another, and the checksum is right."""
+
+    def damage(m: Machine) -> None:
+        data = bytearray(m.memory.copy(phys, size))
+        struct.pack_into(f"<{layout}", data, at, value)
+        struct.pack_into("<Q", data, 0, checksum(bytes(data[8:])))
+        m.memory.write(phys, bytes(data), "test")
+
+    return damage
+
+
+def test_lies_with_a_right_checksum() -> None:
+    """Every field that has a meaning: another value is found by what it should agree with."""
+    new = [("open", 0), ("retrieve 0 s", 0), ("get 2 0 20", IO), ("get 3 0 30", IO)]
+    with rig.Rig(steps_spec(HANDED, new)) as r:
+        _, iommu, files = at_jump(r)
+        file = files[0]
+        snapshot = r.machine.snapshot()
+        d = iommu.domains[1]
+        domain, device, record = 128, 2176, 3200
+        objects = IOMMUFD.size
+        areas = objects + 24 * len(file.objects)
+        extents = areas + 32 * len(file.areas)
+        other = iommu.phys
+        r1, r2 = (iommu.phys, 4096), (file.phys, file.size)
+        lies: list[tuple[str, int, int, int, str, int]] = [
+            ("no domains", *r1, 8, "I", 0), ("65 domains", *r1, 8, "I", 65),
+            ("no devices", *r1, 12, "I", 0), ("two devices", *r1, 12, "I", 2),
+            ("no files", *r1, 16, "I", 0), ("two files", *r1, 16, "I", 2), ("reserved", *r1, 20, "I", 1),
+            ("reserved", *r1, 64, "Q", 1), ("reserved", *r1, 4088, "Q", 1),
+            ("unit", *r1, 24, "Q", 0xFED91000), ("capabilities", *r1, 32, "Q", iommu.capabilities ^ 1),
+            ("extended", *r1, 40, "Q", iommu.extended ^ 1 << 40), ("root", *r1, 48, "Q", d.top),
+            ("interrupts", *r1, 56, "Q", 0), ("interrupts", *r1, 56, "Q", d.top | 7),
+            ("domain", *r1, domain, "I", 2), ("domain", *r1, domain, "I", 0),
+            ("levels", *r1, domain + 4, "I", 3), ("levels", *r1, domain + 4, "I", 5),
+            ("top", *r1, domain + 8, "Q", iommu.root), ("tables", *r1, domain + 16, "Q", d.nr_tables + 1),
+            ("bytes", *r1, domain + 24, "Q", d.bytes - PAGE), ("function", *r1, device, "H", 0x20),
+            ("its domain", *r1, device + 4, "I", 2), ("file", *r1, record, "Q", iommu.phys),
+            ("file", *r1, record, "Q", 0), ("file", *r1, record, "Q", (1 << 40) + PAGE),
+            ("size", *r2, 8, "Q", file.size - 8), ("size", *r2, 8, "Q", 1 << 40),
+            ("objects", *r2, 16, "I", 2), ("objects", *r2, 16, "I", 1 << 31), ("areas", *r2, 20, "I", 0),
+            ("extents", *r2, 24, "I", 0), ("mode", *r2, 32, "I", 2), ("reserved", *r2, 36, "I", 1),
+            ("id", *r2, objects, "I", 0), ("id twice", *r2, objects, "I", 2),
+            ("kind", *r2, objects + 4, "I", 2), ("kind", *r2, objects + 4, "I", 9),
+            ("parent", *r2, objects + 24 + 8, "I", 1), ("flags", *r2, objects + 12, "I", 8),
+            ("arg", *r2, objects + 16, "I", 1), ("function", *r2, objects + 24 + 16, "I", 0x20),
+            ("domain", *r2, objects + 48 + 16, "I", 2), ("iova", *r2, areas, "Q", IOVA + PAGE),
+            ("iova", *r2, areas, "Q", IOVA + 1), ("length", *r2, areas + 8, "Q", 4 * MIB - PAGE),
+            ("ioas", *r2, areas + 16, "I", 3), ("prot", *r2, areas + 20, "I", 1),
+            ("prot", *r2, areas + 20, "I", 7), ("extent", *r2, areas + 24, "I", 1),
+            ("memory", *r2, extents, "Q", other), ("memory", *r2, extents, "Q", 1 << 45),
+            ("memory", *r2, extents + 8, "Q", 1 << 45),
+        ]  # fmt: skip
+        for what, phys, size, at, layout, value in lies:
+            outcome = r.branch(snapshot, repaired(phys, size, at, layout, value))
+            where = f"{what} at {at} is {value:#x}"
+            outcome.check()
+            assert outcome.log("DMAR: what the previous kernel handed over is refused: "), where
+            compare(outcome, "after", new)
+            assert not outcome.log("WARN"), where
