@@ -2,7 +2,8 @@
  * (include/uapi/linux/vfio.h); the file is bound to an iommufd and attached to an address space by its ioctls.
  *
  *	vfio_pci.c	which functions, and their device files
- *	vfio.c		the file: ioctls, reading, writing, mapping of regions
+ *	vfio.c		the file and its ioctls
+ *	vfio_region.c	reading, writing and mapping of BARs
  *	vfio_config.c	configuration space as the program sees it
  *	vfio_irq.c	interrupts to eventfds
  */
@@ -128,6 +129,14 @@ struct vfio_device *vfio_of(struct pci_dev *dev);
 bool vfio_is_bound(struct vfio_file *vf);	/* also, from now on, by an iommufd that was retrieved */
 void vfio_start(struct vfio_device *v);		/* bound: as after a reset, decoded, no master */
 void vfio_stop(struct vfio_device *v);
+
+/* vfio_region.c */
+struct vma;
+ssize_t vfio_read(struct file *f, void *user, u64 size, loff_t *pos);
+ssize_t vfio_write(struct file *f, const void *user, u64 size, loff_t *pos);
+loff_t vfio_llseek(struct file *f, loff_t off, int whence);
+int vfio_mmap(struct file *f, struct vma *vma);
+int vfio_device_page(struct file *f, u64 page, phys_addr_t *phys);
 
 /* vfio_config.c; lock held */
 void vfio_config_init(struct vfio_device *v);

@@ -88,6 +88,23 @@ def test_behind_a_bridge() -> None:
     assert said == [line.replace("00:03.0", "01:00.0") for line in expected()]
 
 
+@pytest.mark.parametrize("devices", [("vtd", "e1000"), ("vtd", "bridge", "bridge/e1000")], ids="+".join)
+def test_ports(devices: tuple[str, ...]) -> None:
+    """The network card has a BAR in I/O space; behind a bridge that takes a window of it."""
+    text, _ = run("old", ["vfio_ports"], "loglevel=6 vfio-pci.ids=all", devices)
+    ioctl = "ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &r) = 0"
+    write = "pwrite(device, &command, 2, ((off_t)VFIO_PCI_CONFIG_REGION_INDEX << 40) + 4) = 2"
+    assert parts(text) == [[
+        "ioctl(device, VFIO_DEVICE_BIND_IOMMUFD, &b) = 0", ioctl, "region 0: flags 0x7, 131072 bytes", ioctl,
+        "region 1: flags 0, 0 bytes", ioctl, "region 2: flags 0x3, 64 bytes", write,
+        "by_port(8) == by_memory(8): yes",
+        "by_port(0x5400) == by_memory(0x5400) && by_memory(0x5400) != 0: yes",
+        "mmap(NULL, 4096, PROT_READ, MAP_SHARED, device, PORTS) == MAP_FAILED && errno == EINVAL: yes",
+        "pread(device, &byte, 1, PORTS + 64) = -22 (Invalid argument)", write,
+        "pread(device, &byte, 1, 8) = -5 (I/O error)",
+    ]]  # fmt: skip
+
+
 def test_numbers_follow_the_places() -> None:
     text, _ = run("old", [], "loglevel=7 vfio-pci.ids=all", ("vtd", "bridge", "edu", "bridge/edu"))
     assert [line for line in text.splitlines() if "vfio" in line and "Command line" not in line] == [

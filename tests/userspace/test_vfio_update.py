@@ -83,6 +83,38 @@ def test_behind_a_bridge() -> None:
     assert said(outcome) == [*WORKS, *FINISHED]
 
 
+TWO = ("vtd", "bridge", "edu", "bridge/edu")
+SECOND = [
+    "device >= 0: yes", "command() == 6: yes", "bar != MAP_FAILED: yes", "reg(4) == ~0x2468U: yes",
+    "!memcmp(memory + 0x1000, memory + 0x5000, 1024): yes",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kernels", PAIRS, ids="-".join)
+def test_two_devices_in_one_address_space(kernels: tuple[str, ...]) -> None:
+    with Rig(spec("second", "second", kernels, TWO)) as r:
+        outcome = r.finish().check()
+    assert said(outcome) == [*WORKS, *SECOND, *FINISHED]
+
+
+def test_one_of_two_is_retrieved() -> None:
+    """The other one is stopped; what it shared with the first stays the first's."""
+    with Rig(spec("second", "", devices=TWO)) as r:
+        outcome = r.finish().check()
+        assert not edu_of(r.machine, "bridge/edu").register(COMMAND, 2) & COMMAND_MASTER
+    assert said(outcome) == [*WORKS, *FINISHED]
+    assert outcome.log("vfio_luo: 01:00.0 was not retrieved: stopped")
+
+
+def test_one_of_two_goes_over() -> None:
+    """The one that does not is silenced, although it is in the same address space."""
+    with Rig(spec("second alone", "", devices=TWO)) as r:
+        r.run_to(0, "kexec:jump")
+        assert not edu_of(r.machine, "bridge/edu").register(COMMAND, 2) & COMMAND_MASTER
+        outcome = r.finish().check()
+    assert said(outcome) == [*WORKS, *FINISHED]
+
+
 def test_nothing_of_it_is_written_until_the_program_does() -> None:
     """Registers and configuration space from the freeze to the retrieval, but for what was free to change."""
     with Rig(spec("intx raise")) as r:

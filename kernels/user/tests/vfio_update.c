@@ -178,6 +178,48 @@ static void hold(void)
 		pause();
 }
 
+/* One more device, in the same address space. The calls above are for it while this runs. */
+static void swap(void)
+{
+	static int other_device = -1;
+	static volatile uint8_t *other_bar;
+	volatile uint8_t *b = bar;
+	int d = device;
+
+	device = other_device;
+	bar = other_bar;
+	other_device = d;
+	other_bar = b;
+}
+
+static void second_before(void)
+{
+	swap();
+	device = open("/dev/vfio/devices/vfio1", O_RDWR);
+	T(bind_to(iommu));
+	T(attach(ioas));
+	map_bar();
+	master(1);
+	set(4, 0x2468);
+	transfer(IOVA + 0x1000, 0x40000, 1024, 0);
+	swap();
+}
+
+static void second_after(void)
+{
+	swap();
+	device = retrieve(4);
+	C(device >= 0);
+	C(command() == 6);
+	map_bar();
+	C(reg(4) == ~0x2468U);
+	memcpy(memory + 0x5000, memory + 0x1000, 1024);
+	memset(memory + 0x1000, 0, 1024);
+	transfer(0x40000, IOVA + 0x1000, 1024, 2);
+	C(!memcmp(memory + 0x1000, memory + 0x5000, 1024));
+	swap();
+}
+
 /* A second iommufd whose memory is not handed over any more: the whole update fails after the device was frozen. */
 static void fail(void)
 {
@@ -229,7 +271,7 @@ static void before(void)
 	if (has("huge"))
 		madvise(memory, SIZE, MADV_HUGEPAGE);
 	for (unsigned int i = 0; i < 4096; i++)
-		memory[i] = (uint8_t)(i * 5 + (i >> 8));
+		memory[i] = memory[i + 4096] = (uint8_t)(i * 5 + (i >> 8));
 	device = open(PATH, O_RDWR);
 	iommu = open("/dev/iommu", O_RDWR);
 	if (has("chain") && bind_to(iommu)) {
@@ -269,6 +311,8 @@ static void before(void)
 		*p = 1;
 		T(map(0x800000, p, 4096));
 	}
+	if (has("second"))
+		second_before();
 	if (!has("no-memory"))
 		T(preserve(memory_fd, 1));
 	if (has("too-early"))
@@ -276,6 +320,11 @@ static void before(void)
 	if (!has("no-iommufd"))
 		T(preserve(iommu, 2));
 	T(preserve(device, 3));
+	if (has("second") && !has("alone")) {
+		swap();
+		T(preserve(device, 4));
+		swap();
+	}
 	if (has("again")) {
 		T(preserve(device, 4));
 		T(preserve(device, 3));
@@ -393,6 +442,8 @@ static void after(void)
 	C(reg(4) == ~LIVENESS);
 	transfer(0x40000, IOVA + 8192, 4096, 2);	/* from the buffer that the program before filled */
 	work();
+	if (has("second"))
+		second_after();
 	event = eventfd(0, EFD_NONBLOCK);
 	if (has("rebind")) {
 		T(bind_to(iommu));
