@@ -250,8 +250,8 @@ static void fail(void)
 	close(t.fd);
 	session = s;
 	C(reg(4) == ~LIVENESS);
-	transfer(0x40000, IOVA + 8192, 4096, 2);
-	C(!memcmp(memory, memory + 8192, 4096));
+	transfer(0x40000, IOVA + 8192, 2048, 2);
+	C(!memcmp(memory, memory + 8192, 2048));
 	T(signals());
 	set(0x60, 1);
 	T(signals());
@@ -293,7 +293,7 @@ static void before(void)
 	map_bar();
 	master(1);
 	set(4, LIVENESS);
-	transfer(IOVA, 0x40000, 4096, 0);
+	transfer(IOVA, 0x40000, 2048, 0);
 	event = eventfd(0, EFD_NONBLOCK);
 	if (has("intx") || has("msi"))
 		T(listen_to(event));
@@ -361,11 +361,11 @@ static void before(void)
 /* What must work whoever did what before. */
 static void work(void)
 {
-	C(!memcmp(memory, memory + 8192, 4096));
-	memset(memory + 8192, 0, 4096);
-	transfer(IOVA, 0x40000, 4096, 0);
-	transfer(0x40000, IOVA + 8192, 4096, 2);
-	C(!memcmp(memory, memory + 8192, 4096));
+	C(!memcmp(memory, memory + 8192, 2048));
+	memset(memory + 8192, 0, 2048);
+	transfer(IOVA, 0x40000, 2048, 0);
+	transfer(0x40000, IOVA + 8192, 2048, 2);
+	C(!memcmp(memory, memory + 8192, 2048));
 }
 
 static void interrupts(void)
@@ -440,7 +440,7 @@ static void after(void)
 	C(command() == 6);
 	map_bar();
 	C(reg(4) == ~LIVENESS);
-	transfer(0x40000, IOVA + 8192, 4096, 2);	/* from the buffer that the program before filled */
+	transfer(0x40000, IOVA + 8192, 2048, 2);	/* from the buffer that the program before filled */
 	work();
 	if (has("second"))
 		second_after();
