@@ -89,6 +89,7 @@ def read_pci(handover: Handover, phys: int) -> PciCore | None:
     last = -1
     for number in range(count):
         head = PCI_FUNCTION.unpack_from(data, PCI.size + number * PCI_FUNCTION.size)
+        reserved |= head[7]
         bars, sizes = head[8 : 8 + PCI_BARS], head[8 + PCI_BARS :]
         known = {n: (bar, size) for n, (bar, size) in enumerate(zip(bars, sizes, strict=True)) if size}
         source, vendor, device, flags, class_, header, secondary = head[:7]
@@ -96,6 +97,8 @@ def read_pci(handover: Handover, phys: int) -> PciCore | None:
         if head[0] <= last:
             findings.add("INV-21", f"function {bdf(head[0])} is not where it belongs", phys)
         last = head[0]
+    if reserved or any(data[PCI.size + PCI_FUNCTIONS * PCI_FUNCTION.size :]):
+        findings.add("INV-21", "a reserved field in the record of the PCI core is set", phys)
     return core
 
 

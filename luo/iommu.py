@@ -17,7 +17,9 @@ from kho.abi import PAGE_SIZE
 from kho.handover import Handover
 from luo.abi_devices import (
     ADDRESS,
+    ALLOWED,
     AREA_DTYPE,
+    AUTOMATIC,
     DEVICE,
     EXTENT_DTYPE,
     HWPT,
@@ -37,6 +39,8 @@ from luo.abi_devices import (
     PRESENT,
     RANGE_DTYPE,
     READ,
+    RESERVED,
+    SMALL,
     VERIFY_SOURCE,
     WRITE,
     bdf,
@@ -154,8 +158,6 @@ def read_iommu(handover: Handover, phys: int) -> Iommu | None:
     if any(count > limit for count, limit in zip(counts, limits, strict=True)):
         findings.add("INV-21", f"the record of DMA remapping counts {counts}", phys)
         return None
-    if reserved or any(more):
-        findings.add("INV-21", "a reserved field in the record of DMA remapping is set", phys)
     iommu = Iommu(phys, unit, cap, ecap, root, interrupts)
     at = IOMMU.size
     for number in range(counts[0]):
@@ -165,12 +167,15 @@ def read_iommu(handover: Handover, phys: int) -> Iommu | None:
         iommu.domains[domain.id] = domain
     at += IOMMU_DOMAINS * IOMMU_DOMAIN.size
     for number in range(counts[1]):
-        source, _, id = IOMMU_DEVICE.unpack_from(data, at + number * IOMMU_DEVICE.size)
+        source, spare, id = IOMMU_DEVICE.unpack_from(data, at + number * IOMMU_DEVICE.size)
+        reserved |= spare
         if source in iommu.devices:
             findings.add("INV-21", f"function {bdf(source)} is there twice", phys)
         iommu.devices[source] = id
     at += IOMMU_DEVICES * IOMMU_DEVICE.size
     iommu.files = np.frombuffer(data, "<u8", counts[2], at).tolist()
+    if reserved or any(more) or any(data[at + 8 * IOMMU_FILES :]):
+        findings.add("INV-21", "a reserved field in the record of DMA remapping is set", phys)
     _read_contexts(handover, iommu, owner)
     _read_interrupts(handover, iommu, owner)
     for domain in iommu.domains.values():
@@ -315,8 +320,6 @@ def read_iommufd(handover: Handover, phys: int, owner: int) -> Iommufd | None:
     if total != checksum(data[8:]):
         findings.add("INV-20", "the checksum of the record of an iommufd is wrong", phys)
         return None
-    if reserved or any(more) or mode > 1:
-        findings.add("INV-20", "a reserved field in the record of an iommufd is set", phys)
     parts = []
     at = IOMMUFD.size
     for count, dtype in zip(counts, types, strict=True):
@@ -325,29 +328,47 @@ def read_iommufd(handover: Handover, phys: int, owner: int) -> Iommufd | None:
     objects, areas, extents, ranges = parts
     iommufd = Iommufd(phys, size, mode)
     iommufd.objects = [Object(*row[:5]) for row in objects.tolist()]
+    reserved |= sum(row[5] for row in objects.tolist())
     pieces = [tuple(row) for row in extents.tolist()]
+    taken = 0
     for iova, length, ioas, prot, first, count in areas.tolist():
         memory = tuple(pieces[first : first + count])
         iommufd.areas.append(Area(ioas, iova, length, prot, memory))
-        if sum(n for _, n in memory) != length:
+        if sum(n for _, n in memory) != length or first != taken:
             findings.add("INV-20", f"the area at IOVA {iova:#x} has not the memory it needs", phys)
+        taken += count
+    if taken != len(pieces):
+        findings.add("INV-20", "an iommufd has memory in no area", phys)
     iommufd.ranges = [tuple(row) for row in ranges.tolist()]
+    if reserved or any(more) or mode > 1:
+        findings.add("INV-20", "a reserved field in the record of an iommufd is set", phys)
     _check_objects(handover, iommufd)
     return iommufd
 
 
 def _check_objects(handover: Handover, iommufd: Iommufd) -> None:
+    def bad(message: str) -> None:
+        handover.findings.add("INV-20", message, iommufd.phys)
+
     kinds = {o.id: o.kind for o in iommufd.objects}
     parents = {IOAS: None, HWPT: IOAS, DEVICE: HWPT}
+    flags = {IOAS: (0, SMALL), HWPT: (0, AUTOMATIC), DEVICE: (0,)}
     for o in iommufd.objects:
-        known = o.kind in parents
-        if not known or (kinds.get(o.parent) != parents[o.kind] if o.kind != IOAS else o.parent):
-            handover.findings.add("INV-20", f"object {o.id} of an iommufd is not possible", iommufd.phys)
-    if len(kinds) != len(iommufd.objects):
-        handover.findings.add("INV-20", "two objects of an iommufd have the same id", iommufd.phys)
+        known = o.kind in parents and o.flags in flags[o.kind] and not (o.kind == IOAS and o.parent | o.arg)
+        if not known or kinds.get(o.parent) != parents[o.kind]:
+            bad(f"object {o.id} of an iommufd is not possible")
+    if [o.id for o in iommufd.objects] != sorted(kinds) or 0 in kinds:
+        bad("objects of an iommufd have the same id, or none, or another order")
+    last = (0, 0)
     for area in iommufd.areas:
-        if kinds.get(area.ioas) != IOAS:
-            handover.findings.add("INV-20", f"the area at {area.iova:#x} is in no IOAS", iommufd.phys)
+        if kinds.get(area.ioas) != IOAS or area.prot not in (READ, WRITE, READ | WRITE):
+            bad(f"the area at {area.iova:#x} is in no IOAS, or has no rights")
+        if (area.iova | area.size) % PAGE_SIZE or not area.size or (area.ioas, area.iova) < last:
+            bad(f"the area at {area.iova:#x} can not be there")
+        last = (area.ioas, area.iova + area.size)
+    for start, end, ioas, kind in iommufd.ranges:
+        if kinds.get(ioas) != IOAS or start > end or kind not in (RESERVED, ALLOWED):
+            bad(f"the range from {start:#x} to {end:#x} is not possible")
 
 
 def compare(handover: Handover, iommu: Iommu | None, iommufds: list[Iommufd]) -> None:

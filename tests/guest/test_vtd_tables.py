@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from emu import acpi
 from kernels import build
+from luo import abi_devices as abi
 
 PAGE = 4096
 EXIST, NOMEM, INVAL = -17, -12, -22
@@ -28,7 +29,7 @@ LIBRARY = build.Target(
     output="build/tests/libvtd.so",
     sources=("tests/guest/vtd_host.c",),
     inputs=("kernels/include/*.h", "kernels/drivers/*.h", "kernels/drivers/vtd_*.c", "kernels/drivers/dmar.c",
-            "tests/guest/*_release.h"),
+            "luo/guest/luo_iommufd_check.c", "luo/guest/*.h", "tests/guest/*_release.h"),
     flags=(
         "-target", "x86_64-linux-gnu.2.17", "-mcpu=x86_64", "-O1", "-g0", "-std=gnu17", "-fPIC", "-shared",
         *build.NO_SANITIZER, *build.WARNINGS, *build.REPRODUCIBLE, "-iquote", "kernels/include",
@@ -65,6 +66,8 @@ def library() -> ctypes.CDLL:
         getattr(lib, name).restype = u64
     lib.host_arena.restype = ctypes.c_void_p
     lib.host_dmar.restype = ctypes.c_bool
+    lib.host_check.argtypes = [ctypes.c_char_p, u64, u64]
+    lib.host_check.restype = ctypes.c_char_p
     return lib
 
 
@@ -322,3 +325,107 @@ def test_registers_at_an_impossible_address(base: int) -> None:
     table = bytearray(acpi.dmar())
     struct.pack_into("<Q", table, 56, base)
     assert parse(bytes(table)) is None
+
+
+# --- records of iommufds ------------------------------------------------------------------------------------
+
+
+def record(
+    objects: list[list[int]],
+    areas: list[list[int]],
+    extents: list[list[int]],
+    ranges: list[list[int]],
+    **more: int,
+) -> bytes:
+    """A record, with the right checksum and sizes unless said otherwise."""
+    body = b"".join(struct.pack("<6I", *o) for o in objects)
+    body += b"".join(struct.pack("<QQ4I", *a) for a in areas)
+    body += b"".join(struct.pack("<QQ", *e) for e in extents)
+    body += b"".join(struct.pack("<QQII", *r) for r in ranges)
+    counts = [more.get("nr_objects", len(objects)), more.get("nr_areas", len(areas))]
+    counts += [more.get("nr_extents", len(extents)), more.get("nr_ranges", len(ranges))]
+    size = more.get("size", abi.IOMMUFD.size + len(body))
+    head = abi.IOMMUFD.pack(0, size, *counts, more.get("mode", 0), more.get("reserved", 0), bytes(16))
+    data = head[8:] + body
+    return struct.pack("<Q", abi.checksum(data)) + data
+
+
+def checked(data: bytes, room: int = 4 * PAGE) -> bytes | None:
+    found: bytes | None = library().host_check(data, len(data), room)
+    return found
+
+
+GOOD_OBJECTS = [[1, 1, 0, 0, 0, 0], [2, 3, 3, 0, 24, 0], [3, 2, 1, 1, 5, 0], [7, 1, 0, 2, 0, 0]]
+GOOD_AREAS = [
+    [0x1000, 0x3000, 1, 3, 0, 2],
+    [0x8000, 0x1000, 1, 1, 2, 1],
+    [0x1000, 0x1000, 7, 2, 3, 1],
+]
+GOOD_EXTENTS = [[0x5000, 0x1000], [0x9000, 0x2000], [0x20000, 0x1000], [0x20000, 0x1000]]
+GOOD_RANGES = [[0, 0xFFFF, 1, 2]]
+
+
+def test_a_record_that_makes_sense() -> None:
+    data = record(GOOD_OBJECTS, GOOD_AREAS, GOOD_EXTENTS, GOOD_RANGES)
+    assert checked(data) is None
+    assert checked(data, len(data)) is None, "nothing behind it is read"
+    assert checked(data, len(data) - 8) is not None
+    assert checked(record([], [], [], [])) is None
+
+
+@given(st.data())
+@settings(max_examples=400, deadline=None)
+def test_any_other_value_is_looked_at(data: st.DataObject) -> None:
+    """One number is another, and the checksum right. What is still accepted obeys all rules."""
+    parts = [[list(row) for row in part] for part in (GOOD_OBJECTS, GOOD_AREAS, GOOD_EXTENTS, GOOD_RANGES)]
+    wide = ([0] * 6, [1, 1, 0, 0, 0, 0], [1, 1], [1, 1, 0, 0])
+    part = data.draw(st.integers(0, 3))
+    row = data.draw(st.integers(0, len(parts[part]) - 1))
+    column = data.draw(st.integers(0, len(parts[part][row]) - 1))
+    top = 64 if wide[part][column] else 32
+    values = st.sampled_from([0, 1, 2, 3, 5, 7, 0x1000, 0x2000, 0x8000, (1 << top) - 1, (1 << top) - 4096])
+    parts[part][row][column] = data.draw(values | st.integers(0, (1 << top) - 1))
+    raw = record(*parts)
+    if checked(raw) is not None:
+        return
+    objects, areas, extents, ranges = parts
+    kinds = {o[0]: o[1] for o in objects}
+    assert sorted(kinds) == [o[0] for o in objects] and 0 not in kinds
+    for id, kind, parent, flags, _, reserved in objects:
+        assert not reserved and kind in (1, 2, 3)
+        assert kinds.get(parent) == {1: None, 2: 1, 3: 2}[kind], f"object {id}"
+        assert flags in {1: (0, 2), 2: (0, 1), 3: (0,)}[kind]
+    first = 0
+    for n, (iova, size, ioas, prot, start, count) in enumerate(areas):
+        assert kinds[ioas] == 1 and prot in (1, 2, 3) and size and not (iova | size) % PAGE
+        assert iova + size <= 1 << 64 and start == first
+        assert sum(e[1] for e in extents[start : start + count]) == size
+        assert not n or areas[n - 1][2] < ioas or areas[n - 1][0] + areas[n - 1][1] <= iova
+        first += count
+    assert first == len(extents) and all(not (p | n) % PAGE and p + n < 1 << 64 for p, n in extents)
+    assert all(kinds[r[2]] == 1 and r[0] <= r[1] and r[3] in (1, 2) for r in ranges)
+
+
+@given(
+    st.binary(max_size=400),
+    st.integers(0, 600),
+    st.lists(st.integers(0, 20) | st.integers(0, (1 << 32) - 1), min_size=4, max_size=4),
+)
+@settings(max_examples=300, deadline=None)
+def test_counts_that_lead_elsewhere(noise: bytes, size: int, counts: list[int]) -> None:
+    """A record of noise with any counts: refused, or all of it is inside (else the library would crash)."""
+    head = abi.IOMMUFD.pack(0, size, *counts, 0, 0, bytes(16))
+    data = head[8:] + noise
+    room = len(data) + 8 + 7 & ~7
+    data = data.ljust(room - 8, b"\0")
+    checked(struct.pack("<Q", abi.checksum(data[: max(0, size - 8) // 8 * 8])) + data, room)
+
+
+@pytest.mark.parametrize(
+    "field", ["size", "nr_objects", "nr_areas", "nr_extents", "nr_ranges", "mode", "reserved"]
+)
+@pytest.mark.parametrize("value", [0, 1, 5, 9, 1 << 20, (1 << 32) - 1])
+def test_a_wrong_header(field: str, value: int) -> None:
+    data = record(GOOD_OBJECTS, GOOD_AREAS, GOOD_EXTENTS, GOOD_RANGES, **{field: value})
+    harmless = {("mode", 0), ("mode", 1), ("reserved", 0), ("nr_ranges", 1)}
+    assert (checked(data) is None) == ((field, value) in harmless)

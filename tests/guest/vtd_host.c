@@ -44,6 +44,8 @@ void free_pages(void *p, unsigned int order)
 #include "../../kernels/drivers/vtd_tables.c"
 #include "../../kernels/drivers/vtd_claim.c"
 #include "../../kernels/drivers/dmar.c"
+#undef ID_MAX
+#include "../../luo/guest/luo_iommufd_check.c"
 
 static struct vtd_tables t;
 
@@ -168,4 +170,21 @@ bool host_dmar(const u8 *table, u64 size, struct dmar *d)
 	ok = dmar_parse(d, copy, size);
 	free(copy);
 	return ok;
+}
+
+/* The record ends where memory does. */
+const char *host_check(const u8 *data, u64 size, u64 room)
+{
+	static u8 *area;
+	const u64 pages = 4;
+	u8 *at;
+
+	if (!area) {
+		area = mmap(NULL, (pages + 1) * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		mprotect(area + pages * PAGE_SIZE, PAGE_SIZE, PROT_NONE);
+	}
+	at = area + pages * PAGE_SIZE - room;
+	memset(at, 0, room);
+	memcpy(at, data, min(size, room));
+	return iommufd_luemu_check((const struct iommufd_luemu_ser *)at, room);
 }

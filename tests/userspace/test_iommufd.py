@@ -539,6 +539,10 @@ def test_damage_anywhere_stops_dma_and_says_so() -> None:
         r.at(1, "mm:free_all", lambda m: seen.append(edu_command(m)))
         for name, (phys, size) in places(iommu, files[0]).items():
             for bit in sorted(random.sample(range(8 * size), 3)):
+                r.machine.restore(snapshot)
+                flip(phys, bit)(r.machine)
+                found = {v.id for v in check(r.handover(0), "J").violations}
+                assert found & {"INV-12", "INV-20", "INV-21"}, f"luemu check does not see bit {bit} of {name}"
                 outcome = r.branch(snapshot, flip(phys, bit))
                 where = f"{name}, bit {bit}"
                 outcome.check()
@@ -630,6 +634,12 @@ def test_lies_with_a_right_checksum() -> None:
             ("memory", *r2, extents + 8, "Q", 1 << 45),
         ]  # fmt: skip
         for what, phys, size, at, layout, value in lies:
+            r.machine.restore(snapshot)
+            repaired(phys, size, at, layout, value)(r.machine)
+            # the host knows the machine only by its memory
+            if what not in ("unit", "capabilities", "extended", "interrupts"):
+                found = {v.id for v in check(r.handover(0), "J").violations}
+                assert found & {"INV-12", "INV-20", "INV-21"}, f"luemu check does not see {what} at {at}"
             outcome = r.branch(snapshot, repaired(phys, size, at, layout, value))
             where = f"{what} at {at} is {value:#x}"
             outcome.check()
