@@ -180,8 +180,8 @@ STATE_WORDS: tuple[str, ...] = (
     *["halted", "tsc_offset", "nmi", "intr", "tlb_flush_at", "tlb_flush_grid", "faults_at", "faults"],
 )
 """Names of the words of the architectural state, in the order of the core's `core_state_save`.
-``hflags`` holds what has no register of its own: CPL, interrupt shadow, guest mode and the like; ``faults`` counts
-exceptions since an instruction retired."""
+``hflags`` holds what has no register of its own: CPL, interrupt shadow, guest mode and the like; ``faults``
+counts exceptions since an instruction retired."""
 
 
 HFLAGS_LONG = 1 << 22 | 1 << 15 | 1 << 14 | 1 << 9 | 1 << 7 | 1 << 5 | 1 << 4

@@ -437,8 +437,8 @@ class Machine:
                 h = cpu.header
                 return self._stopped(
                     StopKind.LIVELOCK,
-                    f"exceptions without end, no instruction retires; the last one was vector {h.last_vector}, "
-                    f"error {h.last_error:#x}, at rip {h.last_rip:#x}, cr2 {h.last_cr2:#x}",
+                    "exceptions without end, no instruction retires; the last one was vector "
+                    f"{h.last_vector}, error {h.last_error:#x}, at rip {h.last_rip:#x}, cr2 {h.last_cr2:#x}",
                 )
             if reason is Reason.ENGINE:
                 error = int(cpu.header.engine_error)
