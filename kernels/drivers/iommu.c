@@ -370,6 +370,11 @@ void iommu_init(void)
 	acpi_find_tables();
 	if (!vtd_find())
 		return;
+	if (vtd_off()) {
+		vtd_stop();	/* a kernel before this one may have left it on */
+		vtd.registers = NULL;
+		return;
+	}
 	ser = vtd_adopted();
 	vtd_start(ser != NULL);
 	if (ser)

@@ -68,6 +68,8 @@ static int iommu_param(const char *value)
 }
 early_param("iommu", iommu_param);
 
+bool vtd_off(void) { return off; }
+
 static u32 read32(u32 reg) { return readl(vtd.registers + reg); }
 static void write32(u32 reg, u32 v) { writel(v, vtd.registers + reg); }
 static void write64(u32 reg, u64 v) { writeq(v, vtd.registers + reg); }
@@ -81,7 +83,7 @@ bool vtd_find(void)
 
 	if (vtd.registers)
 		return true;
-	if (!table || off)
+	if (!table)
 		return false;
 	if (!dmar_parse(&vtd.dmar, table, get_unaligned_u32(table + 4))) {
 		pr_err("the table is malformed, or lists more than one unit: no remapping\n");
@@ -344,7 +346,9 @@ void vtd_start(bool adopted)
 
 void vtd_stop(void)
 {
-	command(VTD_TE, false);
-	command(VTD_IRE, false);
-	command(VTD_QIE, false);
+	static const u32 enables[] = { VTD_TE, VTD_IRE, VTD_QIE };
+
+	for (u32 i = 0; i < ARRAY_SIZE(enables); i++)
+		if (read32(VTD_GSTS) & enables[i])
+			command(enables[i], false);
 }

@@ -46,6 +46,7 @@ extern struct vtd_unit vtd;
 
 /* ---- vtd.c ---- */
 bool vtd_find(void);			/* the unit, from the table and its capabilities; works before memory is given out */
+bool vtd_off(void);			/* iommu=off */
 void vtd_start(bool adopted);		/* memory works; everything off, or everything as it was left */
 void vtd_sync(void);			/* what was written to tables can be seen by hardware */
 void vtd_stop(void);			/* nothing is remapped any more */

@@ -367,6 +367,8 @@ static const char *verify_unit(const struct iommu_luemu_ser *s)
 {
 	u32 status;
 
+	if (vtd_off())
+		return "the command line says iommu=off";
 	if (!vtd_find() || vtd.dmar.registers != s->unit || vtd.cap != s->capabilities || vtd.ecap != s->extended)
 		return "it is another machine's";
 	status = readl(vtd.registers + VTD_GSTS);

@@ -12,6 +12,9 @@ from random import Random
 
 import pytest
 
+from emu.debug import inspect_devices
+from emu.debug.inspect import describe
+from emu.debug.output import Branch
 from emu.devices.edu import Edu
 from emu.machine import Machine
 from kho.handover import Handover
@@ -453,6 +456,31 @@ def test_a_rich_state_goes_over_twice() -> None:
         assert 1 << 24 <= chosen < 1 << 28, "the allowed range holds on"
 
 
+def test_inspect_shows_it() -> None:
+    with rig.Rig(steps_spec(HANDED, [])) as r:
+        handover, _, _ = at_jump(r)
+        report = check(handover, "J")
+        document = describe(handover, report)
+        luo = Luo.read(handover)
+        assert luo is not None and luo.iommu is not None and luo.pci is not None
+        tree = Branch("")
+        inspect_devices.draw_iommu(tree, luo.iommu)
+        inspect_devices.draw_pci(tree, luo.pci)
+        files = [inspect_devices.file_line(f) for s in luo.sessions for f in s.files]
+    assert document["luo"]["iommu"]["devices"] == {"00:03.0": 1}
+    (domain,) = document["luo"]["iommu"]["domains"]
+    assert sum(m["size"] for m in domain["mappings"]) == 4 * MIB and domain["mappings"][0]["rights"] == "rw"
+    assert [f["function"] for f in document["luo"]["pci"]["functions"]] == ["00:03.0"]
+    shown = document["luo"]["sessions"][0]["files"]
+    assert [o["kind"] for o in shown[1]["iommufd"]["objects"]] == ["ioas", "device", "hwpt"]
+    assert shown[2]["vfio"]["function"] == "00:03.0" and shown[2]["vfio"]["table"] == 3
+    lines = "\n".join(tree.lines())
+    assert "function 00:03.0: domain 1" in lines and "domain 1: 4 MiB mapped, " in lines
+    assert f"IOVA {IOVA:#x} → " in lines and "[1234:11e8], class 00ff00" in lines
+    assert files[0] is None and files[1] == "1 ioas, 1 hwpt, 1 device, 1 area with 4 MiB"
+    assert files[2] is not None and files[2].startswith("00:03.0 [1234:11e8], object 2 in 3, ")
+
+
 @pytest.mark.parametrize(
     ("got", "error"), [(("1", "2"), 0), (("1", "3"), BUSY)], ids=["without the device", "without the iommufd"]
 )
@@ -575,7 +603,7 @@ def test_a_kernel_that_uses_no_remapping_stops_devices() -> None:
         r.at(1, "mm:free_all", lambda m: seen.append(edu_command(m)))
         outcome = r.finish().check()
         compare(outcome, "after", new)
-        assert outcome.log("is refused: it is another machine's")
+        assert outcome.log("is refused: the command line says iommu=off")
         assert len(seen) == 1 and not seen[0] & MASTER
 
 
