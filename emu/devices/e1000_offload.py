@@ -85,8 +85,9 @@ def segments(packet: bytes, c: Context, options: int) -> Iterator[bytearray]:
                 _put(frame, c.start + 13, _get(frame, c.start + 13, 1) & ~(_FIN | _PSH), 1)
         else:
             _put(frame, c.start + 4, len(frame) - c.start, 2)
-        total = _get(frame, c.where, 2) + (len(frame) - c.start & 0xFFFF)
-        _put(frame, c.where, (total & 0xFFFF) + (total >> 16), 2)
+        if options & 2:
+            total = _get(frame, c.where, 2) + (len(frame) - c.start & 0xFFFF)
+            _put(frame, c.where, (total & 0xFFFF) + (total >> 16), 2)
         insert_both(frame, c, options)
         yield frame
 

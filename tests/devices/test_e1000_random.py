@@ -209,9 +209,9 @@ class Model:
             for n, start in enumerate(range(0, max(len(body), 1), mss)):
                 f = bytearray(packet[:header] + body[start : start + mss])
                 self.headers(f, word, n, start, start + mss >= len(body))
-                size = len(f) - ts & 0xFFFF
-                total = self.field(f, tw, 2) + size
-                self.patch(f, tw, 2, (total & 0xFFFF) + (total >> 16))
+                total = self.field(f, tw, 2) + (len(f) - ts & 0xFFFF)
+                if self.options & 2:
+                    self.patch(f, tw, 2, (total & 0xFFFF) + (total >> 16))
                 frames.append(bytes(f))
         for one in frames:
             if self.options & 1:
