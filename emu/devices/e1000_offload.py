@@ -29,7 +29,7 @@ def insert(frame: bytearray, start: int, where: int, end: int = 0) -> None:
 
     What stands at ``where`` is summed too: software puts the sum of the pseudo header there.
     """
-    if where + 2 <= len(frame) and start < len(frame):
+    if where + 2 <= len(frame) and start < len(frame) and (start <= end or not end):
         total = sum16(frame[start : end + 1 if end else len(frame)])
         # 0 would mean "no checksum" to UDP; 0xffff is the same number
         frame[where : where + 2] = (0xFFFF - total or 0xFFFF).to_bytes(2, "big")

@@ -90,7 +90,7 @@ def packet(draw: random.Random) -> list[bytes]:
     if new:
         tcp = draw.randrange(2)
         where = 50 if tcp else 40
-        end = draw.choice([0, 0, 0, size // 2 if not segment else 0])
+        end = draw.choice([0, 0, 0, size // 2 if size > 200 and not segment else 0])
         command = 0x20 | 2 | tcp | (4 if segment else 0)
         word = size - 54 & 0xFFFFF | command << 24
         header = 54 if segment else 0

@@ -64,7 +64,7 @@ def ones(data: bytes) -> int:
 
 
 def with_sum(frame: bytes, start: int, at: int, end: int) -> bytes:
-    if at + 2 > len(frame) or start >= len(frame):
+    if at + 2 > len(frame) or start >= len(frame) or 0 < end < start:
         return frame
     value = ones(frame[start : end + 1 if end else None]) ^ 0xFFFF
     return frame[:at] + struct.pack(">H", value or 0xFFFF) + frame[at + 2 :]
