@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -697,25 +697,25 @@ class LuoChecker:
 
     def _flb_register(self, r: Registers, arguments: tuple[int, ...]) -> None:
         """liveupdate_register_flb(handler, flb): watch its own retrieve and finish from now on."""
-        self._flb_watch(r["rsi"])
+        with self.judge.checking("INV-44"):
+            self._flb_watch(r["rsi"])
 
     def _flb_asked(self, r: Registers, arguments: tuple[int, ...]) -> None:
-        """liveupdate_flb_get_incoming(flb, …), which a core may call before any handler needs it."""
+        """liveupdate_flb_get_incoming(flb, …), which a core calls before any handler needs it, and whether or
+        not there is something for it."""
         if r["rdi"] not in self._flb_names:
-            self._flb_watch(r["rdi"])
+            with suppress(UnknownLayout):
+                self._flb_watch(r["rdi"])
 
     def _flb_watch(self, flb: int) -> None:
-        with self.judge.checking("INV-44"):
-            s = self._structures()
-            self._flb_names[flb] = s.text(
-                flb + s.view.struct("liveupdate_flb").offset("compatible"), _COMPATIBLE
-            )
-            ops = s.view.member(flb, "liveupdate_flb", "ops")
-            for what in ("retrieve", "finish"):
-                function = s.view.member(ops, "liveupdate_flb_ops", what)
-                if function not in self._watched:
-                    self._watched.add(function)
-                    self.judge.watch(function, self._flb_callback(what))
+        s = self._structures()
+        self._flb_names[flb] = s.text(flb + s.view.struct("liveupdate_flb").offset("compatible"), _COMPATIBLE)
+        ops = s.view.member(flb, "liveupdate_flb", "ops")
+        for what in ("retrieve", "finish"):
+            function = s.view.member(ops, "liveupdate_flb_ops", what)
+            if function not in self._watched:
+                self._watched.add(function)
+                self.judge.watch(function, self._flb_callback(what))
 
     def _flb_callback(self, what: str) -> Call:
         def called(r: Registers, arguments: tuple[int, ...]) -> None:
