@@ -2,6 +2,12 @@
 #pragma once
 #include "pci.h"
 
+/* Where q35 has room for BARs: between the configuration space in memory and the I/O APIC; behind the ports of the board. */
+#define PCI_MEMORY_START 0xc0000000UL
+#define PCI_MEMORY_END	0xfec00000UL
+#define PCI_IO_START	0x1000UL
+#define PCI_IO_END	0x10000UL
+
 void pci_scan(void);
 
 

@@ -15,8 +15,7 @@
 #define CLASS_HOST	0x060000
 #define CLASS_ISA	0x060100
 
-/* Where q35 has room for BARs: between the configuration space in memory and the I/O APIC; behind the ports of the board. */
-static const struct pci_window all_memory = { 0xc0000000, 0xfec00000 }, all_io = { 0x1000, 0x10000 };
+static const struct pci_window all_memory = { PCI_MEMORY_START, PCI_MEMORY_END }, all_io = { PCI_IO_START, PCI_IO_END };
 #define MEMORY_GRAIN	(1UL << 20)	/* of a bridge's windows */
 #define IO_GRAIN	(1UL << 12)
 

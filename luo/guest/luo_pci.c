@@ -100,6 +100,19 @@ static void pci_flb_unpreserve(struct liveupdate_flb_args *a)
 static const struct pci_luemu_ser *incoming;	/* verified; functions may still turn out to be others */
 static bool refused;
 
+/* Where registers can be: a program may map them, so never memory. How large they are can not be asked of a function that
+ * works. */
+static bool is_no_memory(u64 phys, u64 size, u64 low)
+{
+	u64 end = phys + size;
+
+	if (low & 1)
+		return end <= PCI_IO_END;
+	if (end <= PCI_MEMORY_END)
+		return phys >= PCI_MEMORY_START;
+	return low & 4 && phys >= 1UL << 32 && phys >= PFN_PHYS(max_pfn) && end > phys;
+}
+
 /* Sizes are powers of two, BARs lie on multiples of them. */
 static bool bars_make_sense(const struct pci_luemu_function *f)
 {
@@ -113,7 +126,7 @@ static bool bars_make_sense(const struct pci_luemu_function *f)
 		if (!size)
 			continue;
 		if (i >= count || size & (size - 1) || size < 4 || ((f->bar[i] - low) & (size - 1)) ||
-		    (low & 4 && !(low & 1) && i + 1 >= count))
+		    (low & 4 && !(low & 1) && i + 1 >= count) || !is_no_memory(f->bar[i] - low, size, low))
 			return false;
 	}
 	return true;
