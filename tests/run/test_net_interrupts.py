@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -19,7 +19,7 @@ from tests.run.test_net import options
 
 
 @functools.cache
-def run(phase: str | None) -> tuple[Update, dict[str, int], list[tuple[str, int]]]:
+def run(phase: str | None) -> tuple[Update, dict[str, Any], list[tuple[str, int]]]:
     """(the update, the receiver's counters, (phase or moment, level of the pin) from the frame on). Without a
     phase there is no frame."""
     work = workload("net", stream=Stream(irq=True))
