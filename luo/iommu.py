@@ -174,7 +174,14 @@ def read_iommu(handover: Handover, phys: int) -> Iommu | None:
         iommu.devices[source] = id
     at += IOMMU_DEVICES * IOMMU_DEVICE.size
     iommu.files = np.frombuffer(data, "<u8", counts[2], at).tolist()
-    if reserved or any(more) or any(data[at + 8 * IOMMU_FILES :]):
+    devices = IOMMU.size + IOMMU_DOMAINS * IOMMU_DOMAIN.size
+    ends = (
+        *(IOMMU.size + counts[0] * IOMMU_DOMAIN.size, devices),
+        *(devices + counts[1] * IOMMU_DEVICE.size, at),
+        *(at + 8 * counts[2], IOMMU_SIZE),
+    )
+    unused = any(any(data[start:end]) for start, end in zip(ends[::2], ends[1::2], strict=True))
+    if reserved or any(more) or unused:
         findings.add("INV-21", "a reserved field in the record of DMA remapping is set", phys)
     _read_contexts(handover, iommu, owner)
     _read_interrupts(handover, iommu, owner)

@@ -382,20 +382,28 @@ static const char *verify_unit(const struct iommu_luemu_ser *s)
 
 /* ---- records ---- */
 
+/* All bits of [start, end) together. */
+static u64 bits_of(const void *start, const void *end)
+{
+	u64 bits = 0;
+
+#pragma unroll 8
+	for (const u64 *p = start; p < (const u64 *)end; p++)
+		bits |= *p;
+	return bits;
+}
+
 static const char *verify_record(const struct iommu_luemu_ser *s)
 {
-	u64 rest = 0;
+	u64 rest;
 
 	if (s->checksum != devices_sum(&s->checksum + 1, sizeof(*s) - 8))
 		return "the record's checksum is wrong";
 	if (s->nr_domains > IOMMU_LUEMU_DOMAINS || s->nr_devices > IOMMU_LUEMU_DEVICES ||
 	    s->nr_files > IOMMU_LUEMU_FILES)
 		return "the record is impossible";
-	rest |= s->reserved;
-	for (u32 i = 0; i < ARRAY_SIZE(s->reserved2); i++)
-		rest |= s->reserved2[i];
-	for (u32 i = 0; i < ARRAY_SIZE(s->reserved3); i++)
-		rest |= s->reserved3[i];
+	rest = s->reserved | bits_of(s->reserved2, s->domains) | bits_of(s->domains + s->nr_domains, s->devices) |
+	       bits_of(s->devices + s->nr_devices, s->files) | bits_of(s->files + s->nr_files, s + 1);
 	for (u32 i = 0; i < s->nr_devices; i++)
 		rest |= s->devices[i].reserved;
 	return rest ? "the record has a reserved field set" : NULL;
