@@ -46,7 +46,7 @@ RANGE_DTYPE: Final = np.dtype([("start", "<u8"), ("last", "<u8"), ("ioas", "<u4"
 AUTOMATIC: Final = 1  # flag of a HWPT
 SMALL: Final = 2  # flag of an IOAS
 READ, WRITE = 1, 2
-RESERVED, ALLOWED = 1, 2  # kinds of ranges
+ALLOWED: Final = 2  # kind of a range
 
 # --- struct pci_luemu_ser: the FLB of the PCI core, one page ------------------------------------------------
 PCI_COMPATIBLE: Final = "pci-luemu-v1"

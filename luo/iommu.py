@@ -39,7 +39,6 @@ from luo.abi_devices import (
     PRESENT,
     RANGE_DTYPE,
     READ,
-    RESERVED,
     SMALL,
     VERIFY_SOURCE,
     WRITE,
@@ -374,7 +373,7 @@ def _check_objects(handover: Handover, iommufd: Iommufd) -> None:
             bad(f"the area at {area.iova:#x} can not be there")
         last = (area.ioas, area.iova + area.size)
     for start, end, ioas, kind in iommufd.ranges:
-        if kinds.get(ioas) != IOAS or start > end or kind not in (RESERVED, ALLOWED):
+        if kinds.get(ioas) != IOAS or start > end or kind != ALLOWED:
             bad(f"the range from {start:#x} to {end:#x} is not possible")
 
 

@@ -21,8 +21,7 @@ enum devices_abi {
 	IOMMUFD_LUEMU_SMALL = 2,	/* flag of an IOAS: IOMMU_OPTION_HUGE_PAGES is off */
 	IOMMUFD_LUEMU_READ = 1,
 	IOMMUFD_LUEMU_WRITE = 2,
-	IOMMUFD_LUEMU_RESERVED = 1,	/* kind of a range: not to be used */
-	IOMMUFD_LUEMU_ALLOWED = 2,	/* asked for by IOMMU_IOAS_ALLOW_IOVAS */
+	IOMMUFD_LUEMU_ALLOWED = 2,	/* kind of a range: of IOMMU_IOAS_ALLOW_IOVAS */
 };
 #define DEVICES_SUM_FACTOR	0x100000001b3UL
 

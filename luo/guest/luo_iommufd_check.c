@@ -77,8 +77,7 @@ static bool areas_ok(const struct iommufd_luemu_ser *s)
 
 static bool range_ok(const struct iommufd_luemu_ser *s, const struct iommufd_luemu_range *r)
 {
-	return r->start <= r->last && (r->kind == IOMMUFD_LUEMU_RESERVED || r->kind == IOMMUFD_LUEMU_ALLOWED) &&
-	       object(s, r->ioas, IOMMUFD_LUEMU_IOAS);
+	return r->start <= r->last && r->kind == IOMMUFD_LUEMU_ALLOWED && object(s, r->ioas, IOMMUFD_LUEMU_IOAS);
 }
 
 const char *iommufd_luemu_check(const struct iommufd_luemu_ser *s, u64 room)
