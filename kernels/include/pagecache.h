@@ -27,6 +27,8 @@ void mapping_init(struct mapping *m, struct inode *inode);
 struct folio *mapping_find(struct mapping *m, u64 index);	/* folio that covers the page; no reference taken */
 int mapping_add(struct mapping *m, struct folio *f, u64 index);	/* takes a reference; 0, -EEXIST, -ENOMEM, -EINVAL */
 void mapping_remove(struct mapping *m, struct folio *f);	/* drops it */
+/* Puts `by`, of the same order, in the place of a folio: takes a reference, drops that of the other. */
+void mapping_replace(struct mapping *m, struct folio *f, struct folio *by);
 /* The first folio whose pages reach index or more; NULL. For walks: index = its index + size. */
 struct folio *mapping_next(struct mapping *m, u64 index);
 /* Calls fn for each folio that has pages in [first, end), by index, until it returns something else than 0, which is

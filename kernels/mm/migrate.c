@@ -13,7 +13,6 @@ int migrate_folio(struct mapping *m, struct folio *f)
 {
 	u64 index = f->page.index, pages = folio_nr_pages(f);
 	struct folio *to;
-	int err;
 
 	if (f->page.flags & PG_PINNED)
 		return -EBUSY;
@@ -27,10 +26,7 @@ int migrate_folio(struct mapping *m, struct folio *f)
 	}
 	memcpy(folio_address(to), folio_address(f), pages << PAGE_SHIFT);
 	to->page.flags |= f->page.flags & (PG_UPTODATE | PG_DIRTY);
-	/* Adding after removing may need a node again that was just freed; it is there to be had. */
-	mapping_remove(m, f);
-	err = mapping_add(m, to, index);
-	BUG_ON(err);
-	folio_put(to);
+	mapping_replace(m, f, to);
+	folio_put(to);			/* the mapping has its own reference */
 	return 0;
 }

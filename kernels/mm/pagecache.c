@@ -47,7 +47,7 @@ static struct node *node_new(void)
 }
 
 static unsigned int folio_level(unsigned int order) { return order < NODE_LOG2 ? 1 : 2; }
-static bool covers(u32 height, u64 index) { return height >= HEIGHT_MAX || index >> (height * NODE_LOG2) == 0; }
+static bool covers(u32 height, u64 index) { return index >> (height * NODE_LOG2) == 0; }
 static u64 level_index(u64 index, u32 level) { return index >> ((level - 1) * NODE_LOG2) & (NODE_SLOTS - 1); }
 
 u64 page_cache_pages(void) { return total_pages; }
@@ -207,8 +207,10 @@ int mapping_add(struct mapping *m, struct folio *f, u64 index)
 	if (!IS_ALIGNED(index, pages) || last < index || !covers(HEIGHT_MAX, last))
 		return -EINVAL;
 	err = grow(m, last, level);
-	if (err)
+	if (err) {
+		prune(m, index);	/* a new root, that the second node was missing for */
 		return err;
+	}
 	n = m->root;
 	for (u32 l = m->height; l > level; l--) {
 		u64 i = level_index(index, l);
@@ -240,14 +242,22 @@ int mapping_add(struct mapping *m, struct folio *f, u64 index)
 	return 0;
 }
 
-void mapping_remove(struct mapping *m, struct folio *f)
+/* The node of a level on the way to an index that is in the tree. */
+static struct node *node_at(struct mapping *m, u64 index, u32 level)
 {
-	unsigned int order = folio_order(f), level = folio_level(order);
-	u64 pages = 1UL << order, index = f->page.index;
 	struct node *n = m->root;
 
 	for (u32 l = m->height; l > level; l--)
 		n = slot_node(n->slot[level_index(index, l)]);
+	return n;
+}
+
+void mapping_remove(struct mapping *m, struct folio *f)
+{
+	unsigned int order = folio_order(f), level = folio_level(order);
+	u64 pages = 1UL << order, index = f->page.index;
+	struct node *n = node_at(m, index, level);
+
 	for (u64 i = 0; i < pages; i += 1UL << ((level - 1) * NODE_LOG2)) {
 		u64 at = level_index(index + i, level);
 
@@ -262,18 +272,47 @@ void mapping_remove(struct mapping *m, struct folio *f)
 	folio_put(f);
 }
 
-/* A folio that is mapped nowhere and used by nobody becomes single pages in the same places. */
-static bool split(struct mapping *m, struct folio *f)
+void mapping_replace(struct mapping *m, struct folio *f, struct folio *by)
 {
 	u64 index = f->page.index, pages = folio_nr_pages(f);
+	u32 level = folio_level(folio_order(f));
+	struct node *n = node_at(m, index, level);
+
+	BUG_ON(folio_order(by) != folio_order(f));
+	for (u64 i = 0; i < pages; i += 1UL << ((level - 1) * NODE_LOG2)) {
+		u64 at = level_index(index + i, level);
+
+		BUG_ON(n->slot[at] != (u64)f + 1);
+		n->slot[at] = (u64)by + 1;
+	}
+	by->page.mapping = m;
+	by->page.index = index;
+	folio_get(by);
+	f->page.mapping = NULL;
+	folio_put(f);
+}
+
+/* A folio that is mapped nowhere and used by nobody becomes single pages in the same places. One that fills slots of
+ * the second level needs a node for each of them: without memory for that it stays as it is. */
+static bool split(struct mapping *m, struct folio *f)
+{
+	u64 index = f->page.index, pages = folio_nr_pages(f), nr_nodes = pages >> NODE_LOG2;
 	u32 flags = f->page.flags & (PG_UPTODATE | PG_DIRTY);
 	unsigned int order = folio_order(f);
+	struct node *nodes[1 << (MAX_PAGE_ORDER - NODE_LOG2)] = { NULL };
+	struct node *n = node_at(m, index, folio_level(order));
 
 	if (f->page.refcount != 1 || f->page.flags & PG_PINNED)
 		return false;
-	folio_get(f);			/* it outlives its removal */
-	mapping_remove(m, f);
-	f->page.flags &= ~(PG_HEAD | PG_UPTODATE | PG_DIRTY);
+	for (u64 i = 0; i < nr_nodes; i++) {
+		nodes[i] = node_new();
+		if (!nodes[i]) {
+			while (i--)
+				free_page(nodes[i]);
+			return false;
+		}
+	}
+	f->page.flags &= ~PG_HEAD;
 	for (u64 i = 1; i < pages; i++) {
 		struct page *p = &f->page + i;
 
@@ -281,17 +320,17 @@ static bool split(struct mapping *m, struct folio *f)
 		p->private = 0;
 		p->order = 0;
 	}
-	split_page(&f->page, order);
+	split_page(&f->page, order);	/* a reference each: the mapping's */
 	for (u64 i = 0; i < pages; i++) {
-		struct folio *single = (struct folio *)(&f->page + i);
+		struct page *p = &f->page + i;
 
-		single->page.flags |= flags;
-		/* The slots exist, or did a moment ago: memory was just given back. Should one be missing all the
-		 * same, its page is lost to the file as if it had been punched out. */
-		if (mapping_add(m, single, index + i))
-			WARN_ON_ONCE(true);
-		folio_put(single);
+		p->flags |= flags;
+		p->mapping = m;
+		p->index = index + i;
+		node_add(nr_nodes ? nodes[i >> NODE_LOG2] : n, level_index(index + i, 1), (u64)p + 1);
 	}
+	for (u64 i = 0; i < nr_nodes; i++)
+		n->slot[level_index(index + (i << NODE_LOG2), 2)] = (u64)nodes[i];
 	return true;
 }
 

@@ -50,13 +50,13 @@ class Panic(Exception):
 class Mm:
     """The code with its own physical memory. `reset` makes it as new."""
 
-    def __init__(self, library: Path, bottom_up: bool) -> None:
+    def __init__(self, library: Path, bottom_up: bool, direct_map: int | None = None) -> None:
         self.lib = ctypes.CDLL(str(library))
         self.bottom_up = bottom_up
         self.lib.host_memblock.restype = ctypes.c_void_p
         self.lib.host_message.restype = ctypes.c_char_p
         self.lib.host_try.restype = ctypes.c_bool
-        self.direct_map = 0x5000_0000_0000 + 0x800_0000_0000 * bottom_up
+        self.direct_map = direct_map or 0x5000_0000_0000 + 0x800_0000_0000 * bottom_up
         if self.lib.host_init():
             raise OSError("no room for the direct map in this process")
         self.reset()
