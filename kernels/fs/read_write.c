@@ -7,7 +7,7 @@
 
 #define IOV_MAX		1024
 
-static bool has_position(const struct file *f) { return f->ops->llseek && f->ops->llseek != noop_llseek; }
+bool has_position(const struct file *f) { return f->ops->llseek && f->ops->llseek != noop_llseek; }
 
 static ssize_t do_read(struct file *f, void *user, u64 size, loff_t *pos)
 {
@@ -190,21 +190,6 @@ SYSCALL_DEFINE3(lseek, 8, int, fd, loff_t, off, int, whence)
 	}
 	fput(f);
 	return pos;
-}
-
-/* No file can be sent so; programs that get this answer copy by themselves. */
-SYSCALL_DEFINE4(sendfile, 40, int, out, int, in, loff_t *, pos, u64, size)
-{
-	struct file *from = fget(in), *to = fget(out);
-	s64 err = !from || !to || !(from->mode & FMODE_READ) || !(to->mode & FMODE_WRITE) ? -EBADF : -EINVAL;
-
-	(void)pos;
-	(void)size;
-	if (from)
-		fput(from);
-	if (to)
-		fput(to);
-	return err;
 }
 
 /* Everything is in memory: there is nothing to write back. */

@@ -175,6 +175,7 @@ void epoll_forget(struct file *f);		/* fs/epoll.c: it is closed */
 struct file *alloc_file_pseudo(struct inode *inode, const char *name, u32 flags, const struct file_ops *ops);
 struct file *file_open(const char *path, u32 flags, u32 mode);	/* by the kernel; ERR_PTR */
 struct file *dentry_open(struct dentry *d, u32 flags);		/* ERR_PTR */
+bool has_position(const struct file *f);		/* that reading and writing moves */
 ssize_t kernel_read(struct file *f, void *buf, u64 size, loff_t *pos);	/* kernel address; files in memory only */
 ssize_t kernel_write(struct file *f, const void *buf, u64 size, loff_t *pos);
 loff_t generic_llseek(struct file *f, loff_t off, int whence);
