@@ -195,6 +195,18 @@ static int vfio_own(struct liveupdate_file_args *a)
 	return -EIO;
 }
 
+/* For luo_strict=linux, which looks at nothing beforehand: NULL, it is not there or makes no sense. */
+static struct vfio_luemu_ser *record_at(u64 data)
+{
+	struct vfio_luemu_ser *s;
+	unsigned int order;
+
+	if (!kho_is_preserved(claim(data), &order) || order)
+		return NULL;
+	s = phys_to_virt(data);
+	return problem(s) ? NULL : s;
+}
+
 /* As after open, bind and attach; registers are read only. */
 static void take_over(struct vfio_device *v, struct vfio_file *vf, const struct vfio_luemu_ser *s)
 {
@@ -214,8 +226,8 @@ static void take_over(struct vfio_device *v, struct vfio_file *vf, const struct 
 
 static int vfio_retrieve(struct liveupdate_file_args *a)
 {
-	const struct vfio_luemu_ser *s = phys_to_virt(a->serialized_data);
-	struct vfio_device *v = device_of(s);
+	const struct vfio_luemu_ser *s = record_at(a->serialized_data);
+	struct vfio_device *v = s ? device_of(s) : NULL;
 	struct file *file;
 
 	if (!v || v->owner)
@@ -261,9 +273,11 @@ static void stop(struct vfio_device *v)
 
 static void vfio_finish(struct liveupdate_file_args *a)
 {
-	struct vfio_luemu_ser *s = phys_to_virt(a->serialized_data);
-	struct vfio_device *v = device_of(s);
+	struct vfio_luemu_ser *s = record_at(a->serialized_data);
+	struct vfio_device *v = s ? device_of(s) : NULL;
 
+	if (!s)
+		return;				/* it stays as it is */
 	if (v) {
 		mutex_lock(&v->lock);
 		if (a->file)

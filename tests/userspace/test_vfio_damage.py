@@ -17,7 +17,7 @@ from emu.machine import Machine, StopKind
 from luo.abi_devices import IOMMUFD_COMPATIBLE, PCI_COMPATIBLE, VFIO_COMPATIBLE, checksum
 from luo.state import Luo
 from tests.userspace.rig import Rig
-from tests.userspace.test_vfio_update import edu_of, said, spec
+from tests.userspace.test_vfio_update import WORKS, edu_of, said, spec
 
 
 def records(r: Rig) -> dict[str, int]:
@@ -147,3 +147,23 @@ def test_random_lies_crash_nothing(seed: int) -> None:
         outcome = r.finish()
     assert outcome.stop.kind is StopKind.POWER_OFF, outcome.console[-2000:]
     assert not outcome.log("Kernel panic") and not outcome.log("BUG")
+
+
+@pytest.mark.parametrize("offset", [0, 8, 16])
+def test_damage_when_nothing_is_looked_at_beforehand(offset: int) -> None:
+    """`luo_strict=linux`: retrieving finds it, and the session can be finished."""
+    work = spec("msi")
+    work.later = "luo_strict=linux"
+    with Rig(work) as r:
+        flip(r.machine, records(r)[VFIO_COMPATIBLE] + offset)
+        outcome = r.finish()
+    assert outcome.stop.kind is StopKind.POWER_OFF, outcome.console[-2000:]
+    assert "retrieve(3) = -5 (I/O error)" in said(outcome)
+
+
+def test_luo_strict_takes_what_is_right() -> None:
+    work = spec("msi", "msi")
+    work.later = "luo_strict=linux"
+    with Rig(work) as r:
+        outcome = r.finish().check()
+    assert said(outcome)[: len(WORKS)] == WORKS
