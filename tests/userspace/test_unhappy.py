@@ -25,7 +25,10 @@ from tests.userspace.agents import (
     NOENT,
     NOMEM,
     NOSPC,
+    PROGRAMS,
     TEST,
+    answers,
+    command,
     expect,
     log,
     orders,
@@ -337,3 +340,20 @@ def test_a_duplicate_name_makes_no_empty_block() -> None:
         outcome = r.finish().check()
     expect(outcome, "before", steps)
     expect(outcome, "after", [("open", 0), ("retrieve 0 n50", 0), ("retrieve 1 n0", 0)])
+
+
+# ---- calls that the kernel does not have ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel", ["old", "new"])
+def test_unknown_calls_are_refused_and_named_once(kernel: str) -> None:
+    """One in the table that nobody registered (afs_syscall), and one behind its end; getpid is there."""
+    calls: Steps = [(f"syscall {n}", -38) for n in (183, 183, 5000, 183, 5000)]
+    steps: Steps = [*calls, ("syscall 39", 0)]
+    with rig.Rig(rig.Spec((kernel,), before=[command(orders(steps))], programs=PROGRAMS)) as r:
+        outcome = r.finish().check()
+    said = answers(outcome, "before")
+    assert [answer for _, answer in said[:-1]] == ["-38"] * len(calls)
+    assert int(said[-1][1]) > 1, "getpid"
+    named = [line.split("unknown system call ")[1] for line in outcome.log("unknown system call")]
+    assert named == ["183", "5000"]
