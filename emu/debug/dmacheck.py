@@ -21,13 +21,33 @@ are looked at even if they do nothing: what their tables reach must be preserved
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from emu.debug.dmaright import (
+    EXPOSED,
+    FREE,
+    IMAGE,
+    IN_SCRATCH,
+    INHERITED,
+    LOST_TABLE,
+    MASTER,
+    NOT_PRESERVED,
+    OFF,
+    REFUSED,
+    RIGHT,
+    STALE,
+    TABLE,
+    WRONGS,
+    DmaViolation,
+    Reference,
+    bdf,
+    sorted_violations,
+)
+from emu.debug.dmatables import Tables, read_tables
 from emu.debug.owners import NOBODY, OWNERS, PRESERVED, SCRATCH, TABLES, Owners, Words, getter
 from emu.debug.phases import NAMES
 from emu.debug.release import Kernel
@@ -36,7 +56,7 @@ from emu.devices.pci import CLASS, HEADER_TYPE, PciFunction
 from emu.devices.vtd import TE, Vtd
 from emu.dma import NO_RAM, NOWHERE
 from emu.machine import Machine, Snapshot
-from emu.memory import PAGE, U8Array
+from emu.memory import PAGE
 from kho.handover import Handover
 
 EVENT = np.dtype(
@@ -51,90 +71,9 @@ EVENT = np.dtype(
 PHASES = tuple(NAMES)
 _PACK = struct.Struct("<QQQQIHBBBBBB4x").pack
 
-RIGHT, REFUSED, OFF, STALE, EXPOSED, NOT_PRESERVED, FREE, IMAGE, IN_SCRATCH, TABLE, INHERITED = range(11)
-MASTER, LOST_TABLE = 11, 12
-WRONGS = (
-    "",
-    "the remapping unit refused it",
-    "remapping is off",
-    "no table grants it: the remapping unit went by what it remembered",
-    "it may write there, and the page is not preserved",
-    "the page is not preserved",
-    "the page is free",
-    "the page is part of the kernel's image",
-    "the page is scratch",
-    "the page is a table of the remapping unit",
-    "the page is not preserved, and the grant is the previous kernel's",
-    "it masters the bus, and is not handed over",
-    "it goes through this table, which is not preserved",
-)
-"""Why a device had no right, by number."""
 VIOLATIONS_MAX = 200
 EXPOSED_MAX = 20
-_TABLES_MAX = GRANTS_MAX = 1 << 16
-
-
-@dataclass
-class DmaViolation:
-    """What a device did to one page in one phase without a right to it."""
-
-    device: str
-    requester: int
-    iova: int
-    phys: int | None
-    """of the page; None if there is none"""
-    size: int
-    """bytes of the first request; 0: it could, and did not"""
-    tick: int
-    instruction: int
-    generation: int
-    phase: str
-    """id"""
-    owner: str
-    wrong: int
-    write: bool = True
-    count: int = 1
-
-    def plain(self) -> dict[str, object]:
-        """For JSON."""
-        return {
-            "device": self.device,
-            "bdf": bdf(self.requester),
-            "direction": "write" if self.write else "read",
-            "iova": self.iova,
-            "phys": self.phys,
-            "size": self.size,
-            "tick": self.tick,
-            "instruction": self.instruction,
-            "kernel": self.generation,
-            "phase": NAMES[self.phase],
-            "owner": self.owner,
-            "reason": WRONGS[self.wrong],
-            "count": self.count,
-        }
-
-    def __str__(self) -> str:
-        where = "no page" if self.phys is None else f"page {self.phys:#x} of {self.owner}"
-        does = "writes to" if self.write else "reads"
-        what = f"{does} {where}" if self.size else f"reaches {where}"
-        if not self.size and self.phys is None:
-            what = "is a bus master"
-        times = f", {self.count:,} times" if self.count > 1 else ""
-        return (
-            f"{self.device} ({bdf(self.requester)}) {what} (IOVA {self.iova:#x}) in phase "
-            f"{NAMES[self.phase]} of kernel {self.generation}, instruction {self.instruction:,}{times}: "
-            f"{WRONGS[self.wrong]}"
-        )
-
-
-def sorted_violations(found: Sequence[DmaViolation]) -> list[DmaViolation]:
-    """What was done to a page first, then what could have been, then what went nowhere; each in its order."""
-    return sorted(found, key=lambda v: (v.phys is None, not v.size))
-
-
-def bdf(requester: int) -> str:
-    """A requester id as people write it."""
-    return f"{requester >> 8:02x}:{requester >> 3 & 31:02x}.{requester & 7}"
+GRANTS_MAX = 1 << 16
 
 
 def functions(machine: Machine) -> dict[int, PciFunction]:
@@ -142,57 +81,9 @@ def functions(machine: Machine) -> dict[int, PciFunction]:
     return {d.requester: d for d in machine.platform.devices if isinstance(d, PciFunction)}
 
 
-class Reference:
-    """What preserved pages have to be: as they were at the jump, with what devices wrote since by right."""
-
-    def __init__(self, machine: Machine, snapshot: Snapshot) -> None:
-        self._memory = machine.memory
-        self._snapshot = snapshot
-        self._pages: dict[int, npt.NDArray[np.uint8]] = {}
-
-    def page(self, number: int) -> U8Array | None:
-        """Contents of page ``number`` (as `emu.machine.Snapshot.page`), None for zeros."""
-        found = self._pages.get(number)
-        return found if found is not None else self._snapshot.page(number)
-
-    def all_pages(self) -> set[int]:
-        """Numbers of all pages that were ever written."""
-        return self._snapshot.all_pages() | self.written
-
-    @property
-    def written(self) -> set[int]:
-        """Numbers of the pages that devices wrote to."""
-        return set(self._pages)
-
-    def wrote(self, phys: int, size: int) -> None:
-        """A granted write has just been done."""
-        while size:
-            at = self._memory.offset(phys)
-            number, offset = divmod(at, PAGE)
-            piece = min(size, PAGE - offset)
-            page = self._pages.get(number)
-            if page is None:
-                before = self._snapshot.page(number)
-                page = np.zeros(PAGE, np.uint8) if before is None else before.copy()
-                self._pages[number] = page
-            page[offset : offset + piece] = self._memory.read(phys, piece)
-            phys += piece
-            size -= piece
-
-
 _Grant = tuple[int, Callable[[Any], object], object, int, int]
 """What is remembered of one page of a device's addresses: page frame number, the words of memory on which the
 judgement rests, their values, owner, what is wrong."""
-
-
-@dataclass
-class _Tables:
-    """The remapping tables as they were: who could write where, and where the tables are."""
-
-    reach: list[tuple[int, int, int, int]] = field(default_factory=list)
-    """(requester, first IOVA, physical address, bytes) that may be written"""
-    pages: set[int] = field(default_factory=set)
-    """addresses of root, context and second-level tables"""
 
 
 class DmaWatch:
@@ -225,7 +116,7 @@ class DmaWatch:
         self._translated = False
         """Remapping has been on: from then on nothing may bypass it."""
         self._inherited: dict[int, list[tuple[int, int, int]]] = {}
-        self._tables: tuple[int, _Tables] = (-1, _Tables())
+        self._tables: tuple[int, Tables] = (-1, Tables())
         self._right = False
         """the write that memory is about to tell of"""
         unit = machine.platform.dma.iommu
@@ -279,7 +170,7 @@ class DmaWatch:
         else:
             self.owners.moment(when, adopted=adopted)
 
-    def _look_at_masters(self, found: _Tables) -> None:
+    def _look_at_masters(self, found: Tables) -> None:
         """At the jump: whatever a master may write to must be preserved."""
         masters = {r: f for r, f in functions(self.machine).items() if f.bus_master}
         self._names = {r: f.name for r, f in functions(self.machine).items()}
@@ -505,58 +396,19 @@ class DmaWatch:
 
     # ---- all tables ----------------------------------------------------------------------------
 
-    def _all_tables(self) -> _Tables:
+    def _all_tables(self) -> Tables:
         """The tables as they were when something was last looked at that may have changed them."""
         if self._tables[0] != self.owners.version:
             self._tables = self.owners.version, self._walk_all()
         return self._tables[1]
 
-    def _walk_all(self) -> _Tables:
-        """Everything that the remapping tables in memory grant."""
-        out = _Tables()
+    def _walk_all(self) -> Tables:
+        """Everything that the remapping tables in memory grant; nothing while remapping is off."""
         unit = self._unit
         if unit is None or not unit.s.gsts & TE:
-            return out
+            return Tables()
         self._translated = True
-        root = self._table(unit.s.root)
-        if root is None:
-            return out
-        out.pages.add(unit.s.root)
-        for bus in np.flatnonzero(root[::2] & np.uint64(1)).tolist():
-            at = int(root[2 * bus]) & _ADDRESS
-            contexts = self._table(at)
-            if contexts is None:
-                continue
-            out.pages.add(at)
-            for devfn in np.flatnonzero(contexts[::2] & np.uint64(1)).tolist():
-                low, high = int(contexts[2 * devfn]), int(contexts[2 * devfn + 1])
-                if low >> 2 & 3 == 0 and high & 7 in (1, 2):
-                    levels = 3 if high & 7 == 1 else 4
-                    requester = bus << 8 | devfn
-                    spans = self._spans(low & _ADDRESS, levels, 0, out.pages)
-                    out.reach += [(requester, *span) for span in _joined(spans)]
-        return out
-
-    def _spans(self, table: int, level: int, iova: int, pages: set[int]) -> Iterator[tuple[int, int, int]]:
-        """(IOVA, physical address, bytes) of what may be written below a table."""
-        if len(pages) > _TABLES_MAX:
-            return
-        entries = self._table(table)
-        if entries is None:
-            return
-        pages.add(table)
-        shift = 12 + 9 * (level - 1)
-        for index in np.flatnonzero(entries & np.uint64(3)).tolist():
-            entry, at = int(entries[index]), iova + (index << shift)
-            if level == 1 or entry & 0x80:
-                if entry & 2:
-                    yield at, entry & _ADDRESS & -(1 << shift), 1 << shift
-            elif entry & _ADDRESS not in pages:
-                yield from self._spans(entry & _ADDRESS, level - 1, at, pages)
-
-    def _table(self, phys: int) -> npt.NDArray[np.uint64] | None:
-        memory = self.machine.memory
-        return memory.read(phys, PAGE).view("<u8") if memory.contains(phys, PAGE) else None
+        return read_tables(self.machine.memory, unit.s.root)
 
     # ---- what came of it -----------------------------------------------------------------------
 
@@ -570,23 +422,6 @@ class DmaWatch:
             self._packed = np.concatenate((self._packed, new)) if len(self._packed) else new
             self._parts = []
         return self._packed
-
-
-_ADDRESS = (1 << tables.HOST_BITS) - PAGE
-
-
-def _joined(spans: Iterator[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
-    """Neighbours on both sides as one."""
-    last: tuple[int, int, int] | None = None
-    for iova, phys, size in spans:
-        if last is not None and (last[0] + last[2], last[1] + last[2]) == (iova, phys):
-            last = (last[0], last[1], last[2] + size)
-            continue
-        if last is not None:
-            yield last
-        last = (iova, phys, size)
-    if last is not None:
-        yield last
 
 
 def plain(event: Any) -> dict[str, object]:
