@@ -105,12 +105,20 @@ static struct file *set_trigger(struct vfio_device *v, struct file *new)
 	struct file *before = v->trigger;
 
 	v->trigger = new;
-	if (new && v->make_up && !breaks("interrupt", NULL)) {	// break: nobody hears of what came meanwhile
+	spin_unlock_irqrestore(&v->irq_lock, flags);
+	return before;
+}
+
+/* Only when the handler is there: what comes from now on is passed on anyway. */
+static void make_up(struct vfio_device *v)
+{
+	u64 flags = spin_lock_irqsave(&v->irq_lock);
+
+	if (v->make_up && !breaks("interrupt", NULL)) {	// break: nobody hears of what came meanwhile
 		v->make_up = false;
 		signal_trigger(v);
 	}
 	spin_unlock_irqrestore(&v->irq_lock, flags);
-	return before;
 }
 
 static int enable(struct vfio_device *v, u32 index, struct file *trigger)
@@ -218,6 +226,8 @@ static int set_trigger_fd(struct vfio_device *v, const struct vfio_irq_set *s, i
 		err = trigger ? resume(v) : 0;
 		if (err)
 			vfio_irq_disable(v);
+		else if (trigger)
+			make_up(v);
 		return err;
 	}
 	err = enable(v, s->index, trigger);
