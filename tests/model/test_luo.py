@@ -26,16 +26,16 @@ from hypothesis.stateful import (
 
 from tests.model import luo
 from tests.model.agent import RELEASES, Agent
-from tests.model.luo import MEMFD, TEST, Luo, Open, digest
+from tests.model.luo import MEMFD, TEST, Luo, Open, Session, digest
 
-EXAMPLES, STEPS_AN_EXAMPLE = 56, 150
+EXAMPLES, STEPS_AN_EXAMPLE = 60, 150
 STEPS = 10_000
 MUST_HAPPEN = {
     ("reboot", 0), ("reboot", -5), ("reboot", luo.INVAL), ("retrieve", 0), ("retrieve", luo.NOENT),
     ("get", 0), ("get", luo.NOENT), ("finish", 0), ("kill", 1), ("create", luo.EXIST), ("preserve", 0),
     ("preserve", luo.EXIST), ("seal", luo.BUSY), ("truncate", luo.PERM), ("write", luo.PERM),
 }  # fmt: skip
-UPDATES_AN_EXAMPLE = 2
+UPDATES_AN_EXAMPLE = 1
 
 SESSION_SLOTS, MEMFD_SLOTS, TEST_SLOTS = (0, 1, 2), (10, 11, 12, 13), (20, 21)
 NAMES = ("a", "b", "c", "n" * 63, "n" * 64)
@@ -167,6 +167,16 @@ class Comparison(RuleBasedStateMachine):
         self.preserve(0, slot, file, 3)
         if seals:
             self.seal(0, file, seals)
+
+    @precondition(lambda self: self.model.incoming)
+    @rule(which=st.integers(0, 5), to=memfds | tests)
+    def get_what_is_there(self, which: int, to: int) -> None:
+        """A file of a session that was retrieved."""
+        held = {n: s for n in SESSION_SLOTS if isinstance(s := self.model.has(0, n), Session) and s.incoming}
+        there = [(slot, entry.token) for slot, s in held.items() for entry in s.files]
+        if there:
+            slot, token = there[which % len(there)]
+            self.get(0, slot, to, token)
 
     @precondition(lambda self: self.model.incoming)
     @rule(slot=sessions, name=names, to=memfds, token=tokens)
