@@ -45,7 +45,6 @@ class Agent:
         self._started: dict[str, Moment] = {}
         self._other_pages: dict[str, int] = {}
         self.loaded: str | None = None
-        self._forgotten = 0
         self.jumped: list[Any] = []
         """one: what was written down when the last kernel was left"""
         for name in RELEASES:
@@ -143,9 +142,6 @@ class Agent:
             address = symbols.local(file, function) if address is None else address
         assert address is not None, f"the kernel has no function {function}"
         self.machine.memory.write(self.view().phys(address), b"\x31\xc0\xc3", by="test")  # xor eax, eax; ret
-        # another set of probes, none of which is ever met, makes the engine forget all translated code
-        self._forgotten += 1
-        self.machine.probe(self._forgotten, lambda machine, address: None)
 
     # ---- what is in its memory -------------------------------------------------------------------
 
