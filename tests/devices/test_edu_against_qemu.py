@@ -101,6 +101,7 @@ def test_random_programs(both: Both, seed: int) -> None:
             transfers += 1
         elif what < 4:
             number = draw.choice([0, 1, 2, 7, 12, 13, 20, 33, 34, 40])
+            both.do(("writel", BAR + 0x64, 1))  # or nothing tells when QEMU's thread interrupts once more
             both.do(("writel", BAR + 0x20, draw.choice([0, 0x80, 0xFF])), ("writel", BAR + 8, number))
             both.pass_time()
         elif what < 6:
