@@ -158,7 +158,7 @@ def test_a_page_that_is_damaged(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"scratch": [["0x4400000", "0x100000"]]}, "does not fit below 0x44ff000"),
+        ({"scratch": [["0x4400000", "0x140000"]]}, "does not fit below 0x453f000"),
         ({"e820": [{"addr": 0, "size": 1 << 40, "type": 1}]}, "has RAM at 0x0 that a machine of"),
         ({"kho_fdt_pa": "0x1000"}, ""),
     ],

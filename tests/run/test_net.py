@@ -105,6 +105,7 @@ def test_large_frames() -> None:
     assert net["ring"] == 4096
 
 
+@pytest.mark.campaign
 def test_a_chain() -> None:
     result, _ = run(Stream(irq=True), updates=4)
     whole(result, 4)

@@ -45,7 +45,10 @@ def run(phase: str | None) -> tuple[Update, dict[str, Any], list[tuple[str, int]
     return update, counters, levels
 
 
-@pytest.mark.parametrize("phase", BLACKOUT)
+@pytest.mark.parametrize(
+    "phase",
+    [p if p in ("P11", "P16") else pytest.param(p, marks=pytest.mark.campaign) for p in BLACKOUT],
+)
 def test_the_receiver_is_told_once(phase: str) -> None:
     update, counters, levels = run(phase)
     assert update.dma is not None

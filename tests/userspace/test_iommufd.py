@@ -619,6 +619,7 @@ def repaired(phys: int, size: int, at: int, layout: str, value: int) -> Callable
     return damage
 
 
+@pytest.mark.campaign
 def test_lies_with_a_right_checksum() -> None:
     """Every field that has a meaning: another value is found by what it should agree with."""
     new = [("open", 0), ("retrieve 0 s", 0), ("get 2 0 20", IO), ("get 3 0 30", IO)]

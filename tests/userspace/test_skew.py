@@ -39,7 +39,7 @@ def test_the_same_versions_lose_nothing(kernels: tuple[str, str]) -> None:
     assert found == ALL_RIGHT
 
 
-@pytest.mark.parametrize("of", ["old", "new"])
+@pytest.mark.parametrize("of", [pytest.param("old", marks=pytest.mark.campaign), "new"])
 def test_another_version_of_luo_loses_the_sessions_and_nothing_else(of: str) -> None:
     prediction, found, outcome = update(["old", skewed("luo-v6", of)])
     assert prediction.adopts and not prediction.ok
@@ -49,7 +49,7 @@ def test_another_version_of_luo_loses_the_sessions_and_nothing_else(of: str) -> 
     assert outcome.log("pages of refused records that stay reserved until reboot: 17")
 
 
-@pytest.mark.parametrize("of", ["old", "new"])
+@pytest.mark.parametrize("of", [pytest.param("old", marks=pytest.mark.campaign), "new"])
 def test_another_version_of_memfds_loses_the_files_not_the_sessions(of: str) -> None:
     prediction, found, outcome = update(["new", skewed("memfd-v3", of)])
     assert prediction.adopts and not prediction.ok

@@ -25,7 +25,15 @@ class Client:
 
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.connect(str(path))  # without a timeout it waits until there is room
+        for last in reversed(range(2000)):
+            try:
+                self.socket.connect(str(path))  # without a timeout it waits until there is room
+                break
+            except ConnectionRefusedError:  # it has its name, and does not listen yet
+                if not last:
+                    self.socket.close()
+                    raise
+                time.sleep(0.005)
         self.socket.settimeout(20)
 
     def say(self, data: bytes, answer: bytes) -> None:

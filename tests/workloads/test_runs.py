@@ -104,6 +104,7 @@ def test_one_line_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert "0 lost, 0 corrupted" in line
 
 
+@pytest.mark.campaign
 def test_large_values(run: Run) -> None:
     """Fewer and larger ones in a large store; the machine is as large as that needs."""
     d = run("--preserve", "320M", "--old", "new", "--new", "old")
@@ -286,7 +287,9 @@ def test_no_ledger_is_no_ledger() -> None:
 # --- the others -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("old", "new"), [("old", "new"), ("new", "old")])
+@pytest.mark.parametrize(
+    ("old", "new"), [pytest.param("old", "new", marks=pytest.mark.campaign), ("new", "old")]
+)
 def test_thousands_of_sessions_and_files(run: Run, old: str, new: str) -> None:
     d = run("--workload", "many", "--old", old, "--new", new, "--memory", "256M")
     assert (d["ok"], d["reasons"]) == (True, [])
