@@ -220,7 +220,7 @@ def test_luo_of_another_version(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_memfds_of_another_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    prediction, run = update_and_predict("new", skewed("memfd-v3", "old"), tmp_path, capsys)
+    prediction, run = update_and_predict("old", skewed("memfd-v3"), tmp_path, capsys)
     assert prediction["accepted"] == ['session "cache"', 'session "cache-client"']
     assert {item["reaction"] for item in prediction["refused"]} == {"EIO when it is retrieved"}
     assert [item["what"] for item in prediction["lost"]] == [
@@ -251,7 +251,7 @@ def test_a_prediction_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[s
     image = tmp_path / "j.raw"
     assert main([*CACHE_RUN, "--json", "--dump", f"J={image}"]) == 0
     capsys.readouterr()
-    assert main(["check", str(image), "--for", str(skewed("memfd-v3", "old"))]) == 1
+    assert main(["check", str(image), "--for", str(skewed("memfd-v3"))]) == 1
     out = capsys.readouterr().out
     assert "it will adopt this handover, but lose" in out
     assert 'file 0x1 of session "cache", of version memfd-v2: 4 MiB' in out

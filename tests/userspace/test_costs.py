@@ -16,7 +16,13 @@ FLAT = 1.06
 """The dearest size costs this much more a page than the cheapest."""
 
 
-@pytest.fixture(scope="module", params=[("old", "new"), ("new", "old")], ids="-".join)
+PAIRS = [
+    pytest.param(("old", "new"), marks=pytest.mark.campaign, id="old-new"),
+    pytest.param(("new", "old"), id="new-old"),
+]
+
+
+@pytest.fixture(scope="module", params=PAIRS)
 def costs(request: pytest.FixtureRequest) -> dict[str, dict[int, int]]:
     old, new = request.param
     return measure(old, new, SIZES)
