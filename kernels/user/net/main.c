@@ -6,6 +6,7 @@
  *			receiver that there is, if there is one.
  *	net check [N]	after it: retrieves everything, goes on receiving, reports. After N updates it stops receiving first,
  *			so that the report is final
+ *	net wait N	until N more frames have come
  *	net stop	stops receiving and reports
  *	net receive [--irq] [--ring N] [--buffer BYTES] [--iova A] MS
  *			receives for so many milliseconds and reports; nothing is preserved, so that it runs on any Linux
@@ -448,6 +449,24 @@ static int stop(void)
 	return report(a, true);
 }
 
+static int wait_for(uint64_t frames)
+{
+	struct account *a = running_account();
+	uint64_t before, now = 0;
+
+	if (a == NULL)
+		return fail("no receiver") < 0;
+	before = __atomic_load_n(&a->taken, __ATOMIC_ACQUIRE);
+	for (unsigned int i = 0; i < ANSWER_MS; i++) {
+		now = __atomic_load_n(&a->taken, __ATOMIC_ACQUIRE) - before;
+		if (now >= frames)
+			return 0;
+		sleep_ns(1000000);
+	}
+	fprintf(stderr, "net: %" PRIu64 " frames came in %d s, %" PRIu64 " were waited for\n", now, ANSWER_MS / 1000, frames);
+	return 1;
+}
+
 static int check(uint64_t last)
 {
 	struct receiver r = { .event = -1, .session = -1 };
@@ -474,7 +493,7 @@ static bool number(const char *text, uint64_t max, uint64_t *value)
 
 static int usage(void)
 {
-	fprintf(stderr, "usage: net start [--irq] [--unmap] [--ring N] [--buffer BYTES] [--iova A] | check [N] | stop\n"
+	fprintf(stderr, "usage: net start [--irq] [--unmap] [--ring N] [--buffer BYTES] [--iova A] | check [N] | wait N | stop\n"
 			"       net receive [--irq] [--ring N] [--buffer BYTES] [--iova A] MS\n");
 	return 2;
 }
@@ -528,7 +547,7 @@ static int start_with(int argc, char **argv, bool timed)
 
 int main(int argc, char **argv)
 {
-	uint64_t last = 0;
+	uint64_t last = 0, frames = 0;
 
 	if (argc >= 2 && strcmp(argv[1], "start") == 0)
 		return start_with(argc - 2, argv + 2, false);
@@ -536,6 +555,8 @@ int main(int argc, char **argv)
 		return start_with(argc - 2, argv + 2, true);
 	if (argc >= 2 && argc <= 3 && strcmp(argv[1], "check") == 0 && (argc == 2 || number(argv[2], UINT32_MAX, &last)))
 		return check(last);
+	if (argc == 3 && strcmp(argv[1], "wait") == 0 && number(argv[2], RECEIVER_NUMBERS, &frames))
+		return wait_for(frames);
 	if (argc == 2 && strcmp(argv[1], "stop") == 0)
 		return stop();
 	return usage();
