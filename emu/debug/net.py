@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 
 from emu.debug.dmacheck import PHASES, DmaViolation, DmaWatch, bdf, sorted_violations
+from emu.debug.owners import OWNERS
 from emu.debug.phases import NAMES, Record
 from emu.devices.e1000 import E1000
 from emu.devices.e1000_regs import RCTL_EN
+from emu.memory import PAGE
 from emu.traffic import Traffic
 
 _MARK = b"@net "
@@ -27,6 +29,18 @@ BLACKOUT = ("P9", "P10", "P11", "P12", "P13", "P14", "P15", "P16", "P17", "P18",
 """From the freeze to the retrieval of the last file."""
 SHORT_TICKS = 1000
 """A phase that is shorter (1 µs) may pass between two frames."""
+
+
+def _of_its_kind(value: Any, kind: Any) -> None:
+    """Raise ValueError unless a reported value is like its default: a flag, an interval, or a number."""
+    if isinstance(kind, bool):
+        good = isinstance(value, bool)
+    else:
+        numbers = value if isinstance(kind, tuple) else [0, value]
+        good = isinstance(numbers, list) and len(numbers) == 2 and all(type(n) is int for n in numbers)
+        good = good and 0 <= numbers[0] <= numbers[1] < 1 << 64
+    if not good:
+        raise ValueError("no such value")
 
 
 @dataclass
@@ -72,10 +86,10 @@ class NetReport:
                 values = json.loads(line.removeprefix(_MARK))
                 if not isinstance(values, dict) or set(values) != names:
                     raise ValueError("other fields")
+                for name, value in values.items():
+                    _of_its_kind(value, getattr(cls, name, ()))
                 found = cls(**values)
-                if any(len(pair) != 2 or pair[0] > pair[1] for pair in (found.gap, found.poll)):
-                    raise ValueError("an interval")
-            except (ValueError, TypeError):
+            except (ValueError, RecursionError):
                 found = cls(problems=["the report of the receiver cannot be read"])
         return found
 
@@ -182,6 +196,22 @@ def phase_ticks(records: Sequence[Record]) -> dict[str, int]:
     return out
 
 
+def _interrupt_lost(r: NetReport, nic: E1000, watch: DmaWatch, records: Sequence[Record]) -> str:
+    """Names the device, and page and phase of the first frame that no interrupt announced."""
+    text = f"{nic.name} ({bdf(nic.requester)}): frames came and their interrupt did not, "
+    text += f"{r.lost_interrupts:,} time{'s' if r.lost_interrupts > 1 else ''}"
+    where = next((p for p in reversed(records) if p.start <= r.lost_tick), None)
+    if where is not None:
+        text += f", the first in phase {where.name} of kernel {where.generation}"
+    events = watch.records()
+    own = (events["requester"] == nic.requester) & (events["write"] != 0) & (events["fault"] == 0)
+    later = np.flatnonzero(own & (events["tick"] >= r.lost_tick))
+    if len(later):
+        event = events[later[0]]
+        text += f", written to page {int(event['phys']) & -PAGE:#x} of {OWNERS[event['owner']]}"
+    return text
+
+
 def conclude(report: NetReport | None, source: Sent, watch: DmaWatch, records: Sequence[Record]) -> Net:
     """Put together what all have counted."""
     reasons: list[str] = []
@@ -209,11 +239,7 @@ def conclude(report: NetReport | None, source: Sent, watch: DmaWatch, records: S
             f"the controller had no descriptor for {r.missed:,} frames: the ring of {r.ring:,} is too small"
         )
     if r.lost_interrupts:
-        times = f"{r.lost_interrupts:,} time{'s' if r.lost_interrupts > 1 else ''}"
-        where = next((p for p in reversed(records) if p.start <= r.lost_tick), None)
-        when = "" if where is None else f", the first in phase {where.name} of kernel {where.generation}"
-        device = f"{source.nic.name} ({bdf(source.nic.requester)})"
-        reasons.append(f"{device}: frames came and their interrupt did not, {times}{when}")
+        reasons.append(_interrupt_lost(r, source.nic, watch, records))
     poll = r.poll[1] - r.poll[0]
     return Net(
         sent=sent,

@@ -611,6 +611,7 @@ def _show_net(n: dict[str, Any]) -> None:
     print(f"  {'DMA writes in phase':<24}{'writes':>10}{'microseconds':>15}")
     for phase, writes in n["dma_writes"].items():
         print(f"  {phase:<24}{writes:>10,}{n['phase_ticks'].get(phase, 0) / 1000:>15,.1f}")
+    print(f"  {amount(len(n['dma_violations']), 'DMA violation')}")
     for v in n["dma_violations"][:VIOLATIONS_SHOWN_MAX]:
         where = "no page" if v["phys"] is None else f"page {v['phys']:#x} of {v['owner']}"
         print(

@@ -54,6 +54,10 @@ def test_no_report() -> None:
     [
         b"@net \n", b"@net []\n", b"@net {}\n", b'@net {"received": 1}\n', b"@net {\n", b"@net \xff\n",
         line(gap=[5]), line(gap=[9, 5]), line(poll=None), line(poll=["a", 1]), line(problems=[]),
+        line(received="5"), line(received=-1), line(received=1 << 64), line(received=1.5),
+        line(received=True),
+        line(lost_tick=None), line(final=1), line(irq="yes"), line(gap={}), line(gap=[0, True]),
+        b"@net " + b"[" * 100_000 + b"\n", b"@net " + b"9" * 10_000 + b"\n",
     ],
 )  # fmt: skip
 def test_damaged_reports_are_a_problem(damaged: bytes) -> None:
@@ -117,6 +121,17 @@ def test_all_agree(watch: DmaWatch) -> None:
 def test_what_does_not_agree(watch: DmaWatch, changes: dict[str, Any], sent: int, reason: str) -> None:
     net = concluded(watch, NetReport.parse(line(**changes)), sent)
     assert any(reason in text for text in net.reasons), net.reasons
+
+
+def test_a_lost_interrupt_names_the_page_of_its_frame(watch: DmaWatch) -> None:
+    nic = watch.machine.platform.extras["e1000"]
+    assert isinstance(nic, E1000)
+    for tick, page in ((90, 0x5000), (130, 0x6123), (140, 0x7000)):
+        watch.machine.platform.dma.observers[0](tick, nic.requester, page, page, 1500, True, 0)
+    net = concluded(watch, NetReport.parse(line(lost_interrupts=1, lost_tick=120)), 100)
+    [reason] = [text for text in net.reasons if "their interrupt did not" in text]
+    assert "1 time, the first in phase jump of kernel 0" in reason
+    assert reason.endswith("written to page 0x6000 of old kernel")
 
 
 def test_silence_is_no_success(watch: DmaWatch) -> None:
