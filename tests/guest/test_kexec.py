@@ -21,8 +21,8 @@ from emu.initramfs import Initramfs
 from emu.machine import Stop, StopKind
 from kernels.build import build_all, project_root
 from tests.guest.running import RELEASES, elf
-from tests.linux.build import find
-from tests.oracles import absent, require
+from tests.linux.build import required
+from tests.oracles import require
 
 PAIRS = [(a, b) for a in RELEASES for b in RELEASES]
 PAGE = 4096
@@ -370,10 +370,7 @@ def test_a_processor_without_pages_of_1_gib(tmp_path: Path) -> None:
 @pytest.fixture
 def linux() -> dict[str, bytes]:
     """The reference Linux, with our init, as files for an initramfs."""
-    found = find()
-    if found is None:
-        absent("the reference Linux", "make test-linux builds it")
-        raise AssertionError("unreachable")
+    found = required()
     init = build_all(project_root(), ["init"])["init"]
     return {"/boot/linux": found.bzimage.read_bytes(), "/boot/init": init.read_bytes()}
 

@@ -1,11 +1,12 @@
-"""Build the reference Linux that `make test-linux` runs, from Debian's kernel source package.
+"""Build the two reference Linuxes that `make test-linux` runs, from Debian's kernel source package.
 
     python -m tests.linux.build [--config linux-config|linux-config-test]
 
 Nothing of Linux is in this repository: the sources are fetched with apt from the Debian mirror that this
 machine is configured to use, whatever its own release is, and nothing is installed. The result is kept in
 `$LUEMU_CACHE` (default ~/.cache/luemu) under the version, and a digest of the configuration and of this
-recipe; it appears there only when complete. About six minutes on two cores, three gigabytes while it builds.
+recipe; it appears there only when complete. About six minutes each on two cores; three gigabytes while they
+are built.
 
 `LUEMU_DEBIAN_MIRROR` names another mirror, `LUEMU_LINUX_DEB` a linux-source package that is already there.
 """
@@ -25,12 +26,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.oracles import absent
+
 VERSION = "7.2.13"
 PACKAGE = "linux-source-7.2"
 SUITE = "sid"  # the suite that has the package
 RECIPE = 1  # counts changes of what is built here that the configuration does not show
 DATA = Path(__file__).resolve().parent.parent / "data"
-CONFIGS = ("linux-config", "linux-config-test")  # the second has the kernel's own KHO and LUO tests built in
+CONFIGS = ("linux-config", "linux-config-test")
+"""The second has the kernel's own tests of KHO and LUO built in, VT-d, interrupt remapping, iommufd and VFIO,
+and the driver of the e1000."""
 SELFTESTS = ("liveupdate", "luo_kexec_simple", "luo_multi_session", "luo_stress_sessions", "luo_stress_files")
 
 # Program or header → Debian package, checked before anything is fetched.
@@ -100,6 +105,15 @@ def find(config: str = CONFIGS[0]) -> LinuxBuild | None:
     """The finished build of `config`, if there is one."""
     path = directory(config)
     return LinuxBuild(path) if path.is_dir() else None
+
+
+def required(config: str = CONFIGS[0]) -> LinuxBuild:
+    """The finished build of `config`; without it the running test is skipped, and fails in CI."""
+    build = find(config)
+    if build is None:
+        absent(f"the reference Linux of tests/data/{config}", "make test-linux builds it")
+        raise AssertionError("unreachable")
+    return build
 
 
 def run(command: Sequence[str | Path], cwd: Path, log: Path) -> None:
@@ -255,10 +269,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.linux.build", description="Build the reference Linux."
     )
-    parser.add_argument("--config", choices=CONFIGS, action="append", help="default: linux-config")
+    parser.add_argument("--config", choices=CONFIGS, action="append", help="default: both")
     args = parser.parse_args()
     try:
-        for built in ensure(args.config or [CONFIGS[0]]):
+        for built in ensure(args.config or CONFIGS):
             print(built.root)
     except LinuxBuildError as e:
         print(f"linux: {e}", file=sys.stderr)

@@ -1,18 +1,19 @@
-"""The reference Linux for the tests in this directory."""
+"""The reference Linuxes for the tests in this directory."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.linux.build import LinuxBuild, find
-from tests.oracles import absent
+from tests.linux.build import CONFIGS, LinuxBuild, required
 
 
 @pytest.fixture(scope="session")
 def linux() -> LinuxBuild:
     """The finished build with the plain configuration."""
-    build = find()
-    if build is None:
-        absent("the reference Linux", "make test-linux builds it")
-        raise AssertionError("unreachable")
-    return build
+    return required()
+
+
+@pytest.fixture(scope="session")
+def linux_test() -> LinuxBuild:
+    """The one with tests of KHO and LUO, and drivers for devices."""
+    return required(CONFIGS[1])

@@ -28,9 +28,8 @@ from kho.handover import Handover
 from luo.check import TABLE
 from luo.state import Luo
 from tests.linux import updates
-from tests.linux.build import CONFIGS, LinuxBuild, find
+from tests.linux.build import CONFIGS, LinuxBuild, required
 from tests.luo import test_invariants as on_images
-from tests.oracles import absent
 
 pytestmark = pytest.mark.linux
 
@@ -72,7 +71,7 @@ def test_watching_changes_nothing(linux: LinuxBuild) -> None:
 
 def test_flbs(linux: LinuxBuild) -> None:
     """The kernel with LUO's own test has FLBs."""
-    result = updates.run(flb_build(), memory=256 << 20)
+    result = updates.run(required(CONFIGS[1]), memory=256 << 20)
     assert result.ok, result.reasons
     assert set(result.updates[0]["checked"]) >= {"INV-18", "INV-44"}
 
@@ -136,14 +135,6 @@ def read_table(path: Path) -> dict[str, int]:
         address, _, name = line.split(" ", 2)
         table.setdefault(name, int(address, 16))
     return table
-
-
-def flb_build() -> LinuxBuild:
-    build = find(CONFIGS[1])
-    if build is None:
-        absent("the reference Linux with LUO's own test", "make test-linux builds it")
-        raise AssertionError("unreachable")
-    return build
 
 
 # --- one boot to break in many ways ----------------------------------------------------------------
@@ -318,7 +309,7 @@ def rig(linux: LinuxBuild) -> Iterator[Rig]:
 
 @pytest.fixture(scope="module")
 def flb_rig(linux: LinuxBuild) -> Iterator[Rig]:
-    found = boot(flb_build(), SPEC)
+    found = boot(required(CONFIGS[1]), SPEC)
     yield found
     found.machine.close()
 

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from emu.debug.update import Options, Result, Update
-from tests.linux.build import CONFIGS, LinuxBuild, find
-from tests.oracles import absent
+from tests.linux.build import CONFIGS, LinuxBuild, required
 
 pytestmark = pytest.mark.linux
 
@@ -21,11 +20,7 @@ LIMIT = 8_000_000_000
 @pytest.fixture(scope="module")
 def linux() -> LinuxBuild:
     """The one with its own test of KHO built in."""
-    build = find(CONFIGS[1])
-    if build is None:
-        absent("the reference Linux with its tests", "make test-linux builds it")
-        raise AssertionError("unreachable")
-    return build
+    return required(CONFIGS[1])
 
 
 @contextmanager

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.linux.build import find
-from tests.oracles import absent
+from tests.linux.build import required
 from tests.run.stages import Stage, stage
 from tests.userspace.binaries import binary
 
@@ -71,10 +70,7 @@ def test_the_load_begins_with_the_call(preserving: Stage) -> None:
 
 @pytest.mark.linux
 def test_another_program_does_not_end_the_load_of_linux() -> None:
-    build = find()
-    if build is None:
-        absent("the reference Linux", "make test-linux builds it")
-        raise AssertionError("unreachable")
+    build = required()
     entry = "__x64_sys_kexec_file_load"
     s = booted(entry, old=build.bzimage, new=build.bzimage, before=["spin", f"lu s1 {ONE}"])
     assert s.update.observer is not None

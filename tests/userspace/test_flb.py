@@ -12,8 +12,7 @@ import pytest
 
 from luo.flb import Flb
 from luo.state import Luo
-from tests.linux.build import find
-from tests.oracles import absent
+from tests.linux.build import CONFIGS, required
 from tests.userspace import rig
 from tests.userspace.agents import NOENT, command, expect, log, orders, spec
 from tests.userspace.test_unhappy import PAIRS, Steps
@@ -155,10 +154,7 @@ def test_a_preserve_that_fails_gives_the_object_back() -> None:
 @pytest.mark.linux
 @pytest.mark.parametrize("place", [0, 1])
 def test_objects_cross_between_ours_and_linux(place: int) -> None:
-    build = find("linux-config-test")
-    if build is None:
-        absent("the reference Linux with its tests", "make test-linux builds it")
-        raise AssertionError("unreachable")
+    build = required(CONFIGS[1])
     kernels: list[str | Path] = ["old", "new"]
     kernels[place] = build.bzimage
     run_spec = rig.Spec(

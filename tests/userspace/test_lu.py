@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from kernels.build import project_root
-from tests.linux.build import find
-from tests.oracles import absent
+from tests.linux.build import required
 from tests.userspace import rig
 from tests.userspace.tables import table
 
@@ -107,10 +106,7 @@ def test_changes_after_preserve_arrive(kernels: tuple[str, ...]) -> None:
 
 
 def linux() -> Path:
-    build = find()
-    if build is None:
-        absent("the reference Linux", "make test-linux builds it")
-        raise AssertionError("unreachable")
+    build = required()
     return build.bzimage
 
 
@@ -127,9 +123,7 @@ def test_linux_still_answers_as_recorded() -> None:
 @pytest.mark.linux
 def test_lu_as_gcc_made_it_says_what_was_recorded() -> None:
     """The same binary as on Linux, on ours: no line differs for the compiler's sake."""
-    build = find()
-    assert linux() and build is not None
-    lu = [("/bin/lu-gcc", build.lu.read_bytes())]
+    lu = [("/bin/lu-gcc", required().lu.read_bytes())]
     outcome = rig.run(
         "old", "new", before=["lu-gcc post1"], after=["lu-gcc post2"], memory=MEMORY, files=lu
     ).check()

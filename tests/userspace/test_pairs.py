@@ -14,9 +14,8 @@ import pytest
 from kho.handover import Handover
 from luo.check import check
 from luo.state import Luo
-from tests.linux.build import find
+from tests.linux.build import required
 from tests.luo.images import RECORDED
-from tests.oracles import absent
 from tests.userspace import rig
 from tests.userspace.test_handovers import digests, facts, recording, retrieved
 
@@ -28,10 +27,7 @@ def named(name: str) -> str | Path:
     """A release, or the reference Linux."""
     if name != "linux":
         return name
-    build = find()
-    if build is None:
-        absent("the reference Linux", "make test-linux builds it")
-        raise AssertionError("unreachable")
+    build = required()
     return build.bzimage
 
 
