@@ -37,6 +37,8 @@ _SETUP_DATA_AT, _START_INFO_AT = 0x21000, 0x6000
 _STACK_TOP = 0x7000
 _LOW_END = 0x9FC00
 _RSDP_AT = 0xF0000
+_KERNEL_MIN = 1 << 20
+_LOADERS = "that is the loader's and firmware's"
 _CMDLINE_MAX = 4095
 _PVH_NOTE = 18
 _START_MAGIC = 0x336EC578
@@ -146,12 +148,16 @@ class Elf:
             raise ImageError("program headers are outside the file", where)
         segments: list[tuple[int, bytes, int]] = []
         pvh = None
+        contents = {1: 0, 4: 0}
         for i in range(phnum):
             ptype, _, off, vaddr, paddr, filesz, memsz = struct.unpack_from("<IIQQQQQ", data, phoff + 56 * i)
             if ptype not in (1, 4):
                 continue
             if off + filesz > len(data) or (filesz > memsz and ptype == 1):
                 raise ImageError(f"segment {i} is outside the file", where)
+            contents[ptype] += filesz
+            if contents[ptype] > len(data):
+                raise ImageError(f"segment {i} has contents in common with the ones before it", where)
             if ptype == 1 and memsz:
                 segments.append((paddr, data[off : off + filesz], memsz))
                 if vaddr <= entry < vaddr + memsz:
@@ -242,8 +248,10 @@ def _firmware(m: Machine) -> int:
 
 
 def _cmdline(m: Machine, text: str, at: int = _CMDLINE_AT) -> int:
-    data = text.encode()
-    if len(data) > _CMDLINE_MAX or b"\0" in data:
+    data = text.encode("utf-8", "surrogateescape")  # bytes of the shell that are no UTF-8 stay what they are
+    if b"\0" in data:
+        raise ConfigError("the kernel command line contains a NUL byte")
+    if len(data) > _CMDLINE_MAX:
         raise ConfigError(f"the kernel command line is {len(data)} bytes long; at most {_CMDLINE_MAX} fit")
     m.memory.write(at, data + b"\0", by="loader")
     return len(data)
@@ -254,6 +262,8 @@ def boot(m: Machine, b: Boot) -> None:
     if b.kernel[:4] == b"\x7fELF":
         elf = Elf.parse(b.kernel, b.where)
         for paddr, data, memsz in elf.segments:
+            if paddr < _KERNEL_MIN:
+                raise ImageError(f"a segment is loaded at {paddr:#x}, below 1 MiB: {_LOADERS}", b.where)
             try:
                 m.memory.offset(paddr, memsz)
             except AddressError:
@@ -276,10 +286,13 @@ def boot(m: Machine, b: Boot) -> None:
         _boot_within(m, b, image, b.within)
         return
     at = image.preferred
+    if at < _KERNEL_MIN:
+        raise ImageError(f"implausible header: pref_address {at:#x} is below 1 MiB: {_LOADERS}", b.where)
     if at + image.init_size > m.memory.low - ACPI_ROOM:
         raise ConfigError(
-            f"the kernel needs {(at + image.init_size) >> 20} MiB of memory to start; the machine has "
-            f"{m.memory.low >> 20} MiB below 4 GiB"
+            f"the kernel needs {-(-(at + image.init_size) >> 20):,} MiB of memory to start (pref_address "
+            f"{at:#x}, init_size {image.init_size:#x}); the machine has {m.memory.low >> 20} MiB below 4 GiB",
+            b.where,
         )
     m.memory.write(at, image.payload, by="loader")
     top = min(m.memory.low - _INITRD_ROOM, image.initrd_max + 1)

@@ -90,7 +90,7 @@ class Plan:
         if len(self.before) + len(self.after) > PLAN_PROGRAMS_MAX:
             raise ConfigError(f"at most {PLAN_PROGRAMS_MAX} programs before and after an update", "plan")
         if len(self.next) > PLAN_NEXT_MAX:
-            raise ConfigError(f"at most {PLAN_NEXT_MAX} different kernels", "plan")
+            raise ConfigError(f"{len(self.next):,}; with programs at most {PLAN_NEXT_MAX}", "--updates")
         lines: list[list[str]] = [["updates", str(self.updates)]]
         for when, programs in (("before", self.before), ("after", self.after)):
             for argv in programs:

@@ -13,11 +13,13 @@ import gzip
 import io
 import lzma
 import posixpath
+import re
 import stat
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import zstandard
 from elftools.elf.dynamic import DynamicSegment
@@ -31,7 +33,11 @@ HEADER_SIZE = 110  # magic and thirteen fields of eight hex digits
 NAME_BYTES_MAX = 4095  # PATH_MAX with its NUL byte
 TRAILER = "TRAILER!!!"
 LINKS_MAX = 40  # symbolic links followed on the way to a name, as in Linux
-UNPACKED_BYTES_MAX = 4 << 30  # of a base archive
+_LZMA_BYTES_MAX = 256 << 20
+_STEP = 16 << 10
+_NEWC = (b"070701", b"070702")
+_FIELDS = re.compile(rb"[0-9A-Fa-f]{104}")
+_ZEROS = re.compile(rb"\0*")
 
 # What ld.so searches after DT_RUNPATH and /etc/ld.so.conf, in Debian's and in the older layout.
 STANDARD_DIRECTORIES = (
@@ -88,40 +94,44 @@ def _newc(ino: int, name: bytes, entry: Entry) -> bytes:
     return head + bytes(-len(head) % 4) + entry.data + bytes(-len(entry.data) % 4)
 
 
-def read_archive(archive: bytes, where: str = "initramfs") -> dict[str, Entry]:
+def read_archive(
+    archive: bytes, where: str = "initramfs", bytes_max: int = FILE_BYTES_MAX
+) -> dict[str, Entry]:
     """Members of an initramfs by name: newc archives one after the other, each plain or compressed.
 
-    Raises ImageError for anything else. A later member replaces an earlier one of the same name, as it does
-    when the kernel unpacks them.
+    Raises ImageError for anything else, and where one unpacks to more than ``bytes_max``. A later member
+    replaces an earlier one of the same name, as it does when the kernel unpacks them.
     """
     entries: dict[str, Entry] = {}
-    rest = archive
-    first = True
-    while rest := rest.lstrip(b"\0"):
-        if rest.startswith((b"070701", b"070702")):
-            rest = rest[_read_newc(rest, entries, where) :]
-        else:
-            plain, rest = _decompress(rest, where, first)
-            _read_newc(plain, entries, where)
-        first = False
-    if first:
+    at = _behind_zeros(archive, 0)
+    if at == len(archive):
         raise ImageError("is empty", where)
+    first = at
+    while at < len(archive):
+        if archive.startswith(_NEWC, at):
+            at = _read_newc(archive, at, entries, where)
+        else:
+            plain, at = _decompress(archive, at, where, at == first, bytes_max)
+            _read_newc(plain, 0, entries, where)
+        at = _behind_zeros(archive, at)
     return entries
 
 
-def _read_newc(data: bytes, entries: dict[str, Entry], where: str) -> int:
-    """Read up to and with one trailer; the offset behind it."""
-    at = 0
+def _behind_zeros(data: bytes, at: int) -> int:
+    found = _ZEROS.match(data, at)
+    return found.end() if found is not None else at
+
+
+def _read_newc(data: bytes, at: int, entries: dict[str, Entry], where: str) -> int:
+    """Read from ``at`` up to and with one trailer; the offset behind it."""
     while True:
-        while data[at : at + 4] == b"\0\0\0\0":  # archives may follow each other with padding between them
-            at += 4
+        at += (_behind_zeros(data, at) - at) & ~3  # archives may follow each other with padding between them
         head = data[at : at + HEADER_SIZE]
-        if len(head) < HEADER_SIZE or head[:6] not in (b"070701", b"070702"):
+        if len(head) < HEADER_SIZE or not head.startswith(_NEWC):
             raise ImageError(f"is no newc cpio archive, or is cut off, at byte {at}", where)
-        try:
-            v = [int(head[i : i + 8], 16) for i in range(6, HEADER_SIZE, 8)]
-        except ValueError as e:
-            raise ImageError(f"has a damaged header at byte {at}", where) from e
+        if not _FIELDS.fullmatch(head, 6):  # int() would also take signs, blanks and underscores
+            raise ImageError(f"has a damaged header at byte {at}", where)
+        v = [int(head[i : i + 8], 16) for i in range(6, HEADER_SIZE, 8)]
         mode, size, name_size = v[1], v[6], v[11]
         contents = at + HEADER_SIZE + name_size
         contents += -contents % 4
@@ -138,27 +148,42 @@ def _read_newc(data: bytes, entries: dict[str, Entry], where: str) -> int:
             entries[text] = Entry(mode, data[contents:end], (v[9], v[10]))
 
 
-def _decompress(data: bytes, where: str, first: bool) -> tuple[bytes, bytes]:
-    """One compressed piece, and what follows it."""
+def _decompressor(head: bytes) -> Any:
+    """For data that begins like this; None if it is compressed in no known way."""
+    if head.startswith(b"\x1f\x8b"):
+        return zlib.decompressobj(zlib.MAX_WBITS | 16)
+    if head.startswith(b"\x28\xb5\x2f\xfd"):
+        return zstandard.ZstdDecompressor().decompressobj()
+    if head.startswith(b"\xfd7zXZ\0"):
+        return lzma.LZMADecompressor(memlimit=_LZMA_BYTES_MAX)
+    return bz2.BZ2Decompressor() if head.startswith(b"BZh") else None
+
+
+def _decompress(data: bytes, at: int, where: str, first: bool, bytes_max: int) -> tuple[bytes, int]:
+    """One compressed piece, and the offset behind it."""
+    head = data[at : at + 8]
+    if head.startswith((b"\x02\x21\x4c\x18", b"\x04\x22\x4d\x18", b"\x5d\0\0", b"\x89LZO")):
+        raise ImageError("is compressed with LZ4, LZMA or LZO; only gzip, zstd, xz, bzip2 can be read", where)
+    decompressor = _decompressor(head)
+    if decompressor is None:
+        what = "has something else behind its archive"
+        if first:
+            what = "is no newc cpio archive, nor one compressed"
+        raise ImageError(what, where)
+    out = bytearray()
+    view = memoryview(data)
     try:
-        if data.startswith(b"\x1f\x8b"):
-            z = zlib.decompressobj(zlib.MAX_WBITS | 16)
-            return z.decompress(data, UNPACKED_BYTES_MAX), z.unused_data
-        if data.startswith(b"\x28\xb5\x2f\xfd"):
-            s = zstandard.ZstdDecompressor().decompressobj()
-            return s.decompress(data), s.unused_data
-        if data.startswith(b"\xfd7zXZ\0"):
-            x = lzma.LZMADecompressor()
-            return x.decompress(data, UNPACKED_BYTES_MAX), x.unused_data
-        if data.startswith(b"BZh"):
-            b = bz2.BZ2Decompressor()
-            return b.decompress(data, UNPACKED_BYTES_MAX), b.unused_data
+        while not decompressor.eof:
+            piece = view[at : at + _STEP]  # a few bytes may unpack to very many
+            if not piece:
+                raise ImageError("is cut off: its compressed data has no end", where)
+            out += decompressor.decompress(piece)
+            at += len(piece)
+            if len(out) > bytes_max:
+                raise ImageError(f"unpacks to more than {bytes_max:,} bytes", where)
     except (zlib.error, zstandard.ZstdError, lzma.LZMAError, OSError, EOFError, ValueError) as e:
         raise ImageError(f"is damaged: {e}", where) from e
-    if data.startswith((b"\x02\x21\x4c\x18", b"\x04\x22\x4d\x18", b"\x5d\0\0", b"\x89LZO")):
-        raise ImageError("is compressed with LZ4, LZMA or LZO; only gzip, zstd, xz, bzip2 can be read", where)
-    what = "is no newc cpio archive, nor one compressed" if first else "has something else behind its archive"
-    raise ImageError(what, where)
+    return bytes(out), at - len(decompressor.unused_data)
 
 
 @dataclass
@@ -171,6 +196,7 @@ class Initramfs:
 
     entries: dict[str, Entry] = field(default_factory=dict)
     base: list[bytes] = field(default_factory=list)
+    bytes_max: int = FILE_BYTES_MAX  # of a host file or an unpacked base archive: what the machine can hold
     _below: dict[str, Entry] = field(default_factory=dict, repr=False)  # members of the base archives
 
     # --- contents ---
@@ -179,7 +205,7 @@ class Initramfs:
         """Put a whole archive (newc, plain or compressed) under what is added here; call this first."""
         if self.entries:
             raise ConfigError("base archives come before everything else", where)
-        self._below.update(read_archive(archive, where))
+        self._below.update(read_archive(archive, where, self.bytes_max))
         self.base.append(archive + bytes(-len(archive) % 4))
 
     def add_dir(self, path: str, mode: int = 0o755) -> None:
@@ -214,7 +240,7 @@ class Initramfs:
 
         Raises ConfigError if the host has no such file, ImageError if a library is missing.
         """
-        data = _read(host)
+        data = _read(host, self.bytes_max)
         self.add_file(path, data, 0o755 if host.stat().st_mode & 0o111 else 0o644)
         if not libraries:
             return
@@ -294,9 +320,9 @@ class Initramfs:
         return _clean("/".join(done))
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, bytes_max: int = FILE_BYTES_MAX) -> bytes:
     try:
-        return read_file(path, FILE_BYTES_MAX)
+        return read_file(path, min(bytes_max, FILE_BYTES_MAX))
     except ImageError as e:
         raise ConfigError(e.message, e.where) from e
 

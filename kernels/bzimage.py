@@ -35,9 +35,13 @@ def flatten(elf: bytes) -> tuple[int, bytes, int]:
     (phoff,) = struct.unpack_from("<Q", elf, 32)
     phentsize, phnum = struct.unpack_from("<HH", elf, 54)
     parts = []
+    total = 0
     for i in range(phnum):
         kind, _, offset, _, phys, size, memory = struct.unpack_from("<IIQQQQQ", elf, phoff + i * phentsize)
         if kind == 1 and memory:
+            total += size
+            if total > len(elf):
+                raise BzImageError("its segments are larger than the file")
             parts.append((phys, elf[offset : offset + size], memory))
     if not parts:
         raise BzImageError("the ELF file loads nothing")

@@ -143,6 +143,43 @@ def test_a_damaged_archive_is_one_typed_error(data: bytes, at: int) -> None:
             assert isinstance(e, ImageError)
 
 
+def member(name: bytes, size: bytes) -> bytes:
+    fields = [b"%08X" % v for v in (1, stat.S_IFREG | 0o644, 0, 0, 1, 0, 0, 0, 0, 0, 0, len(name) + 1, 0)]
+    head = b"070701" + b"".join([*fields[:6], size, *fields[7:]]) + name + b"\0"
+    return head + bytes(-len(head) % 4)
+
+
+@pytest.mark.parametrize("size", [b"-0000070", b"+0000001", b" 0000001", b"0000_001", b"0x000001"])
+def test_sizes_that_are_no_hex_digits(size: bytes) -> None:
+    """A negative one would lead back to a member that was read already, for ever."""
+    with pytest.raises(ImageError, match="damaged header at byte 112"):
+        read_archive(member(b"a", b"00000000") + member(b"b", size) + bytes(400))
+
+
+def test_many_archives_and_much_padding_take_linear_time() -> None:
+    end = member(b"TRAILER!!!", b"00000000")
+    assert read_archive(end * 100_000) == {}
+    with pytest.raises(ImageError, match=f"cut off, at byte {112 + (64 << 20)}"):
+        read_archive(member(b"a", b"00000000") + bytes(64 << 20))
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, zstandard.compress])
+def test_what_unpacks_to_too_much(compress: Callable[[bytes], bytes]) -> None:
+    """It is refused before there is all of it, and so is what ends early."""
+    packed = compress(bytes(32 << 20))
+    with pytest.raises(ImageError, match="unpacks to more than 1,048,576 bytes"):
+        Initramfs(bytes_max=1 << 20).add_base(packed)
+    with pytest.raises(ImageError, match="cut off"):
+        Initramfs().add_base(compress(small().build())[:-9])
+
+
+def test_a_host_file_that_the_machine_cannot_hold(tmp_path: Path) -> None:
+    with (tmp_path / "sparse").open("wb") as f:
+        f.truncate(1 << 31)
+    with pytest.raises(ConfigError, match="2,147,483,648 bytes are too many"):
+        Initramfs(bytes_max=1 << 20).add_host_file(tmp_path / "sparse", "/x")
+
+
 @pytest.mark.parametrize(
     "compress", [bytes, gzip.compress, bz2.compress, lzma.compress, zstandard.compress]
 )

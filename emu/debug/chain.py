@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from emu.debug.release import Kernel
@@ -74,12 +75,12 @@ class Chain:
         """The kernel of a generation."""
         return self.kernels[min(generation, len(self.kernels) - 1)]
 
-    @property
+    @cached_property
     def own(self) -> bool:
         """Whether any of them is the project's."""
         return any(k.own for k in self.running)
 
-    @property
+    @cached_property
     def linux(self) -> bool:
         """Whether any of them is not the project's."""
         return any(not k.own for k in self.running)
@@ -95,7 +96,7 @@ class Chain:
             return None
         return INIT if self.programs or not self.own else OTHER_INIT
 
-    @property
+    @cached_property
     def running(self) -> list[Kernel]:
         """Those that are to run, each generation's; the last one may run again."""
         return [self.kernel(g) for g in range(min(self.updates, len(self.kernels) - 1) + 1)]
@@ -108,6 +109,10 @@ class Chain:
         else:
             base = OWN_CMDLINE_PROGRAMS if self.programs else OWN_CMDLINE
         return f"{base} {self.cmdline}".strip()
+
+    @cached_property
+    def _different(self) -> list[Kernel]:
+        return list(dict.fromkeys(self.kernels))
 
     # ---- what they find in the initramfs -------------------------------------------------------
 
@@ -137,7 +142,7 @@ class Chain:
         name = re.sub(r"[^A-Za-z0-9._-]", "_", kernel.short)
         if "." not in name:
             name += ".bzImage"
-        same = [k for k in dict.fromkeys(self.kernels) if k.short == kernel.short]
+        same = [k for k in self._different if k.short == kernel.short]
         return f"{IMAGES}/{name}" if len(same) == 1 else f"{IMAGES}/{same.index(kernel)}-{name}"
 
     def _lines(self) -> list[str]:

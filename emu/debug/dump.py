@@ -38,8 +38,19 @@ def write(machine: Machine, path: Path, known: Mapping[str, Any] | None = None) 
             _raw(machine, part)
     if not is_regular(path):  # a pipe: there is no beside
         return
+    describe(machine, beside(path), known)
+
+
+def beside(path: Path) -> Path:
+    """The .json of a dump: its name without the suffixes that say what it is."""
     name = path.name.removesuffix(".zst").removesuffix(path.suffix)
-    describe(machine, path.with_name((name.removesuffix(".raw") or path.name) + ".json"), known)
+    found = path.with_name((name.removesuffix(".raw") or path.name) + ".json")
+    return found if found != path else beside_saved(path)
+
+
+def beside_saved(path: Path) -> Path:
+    """The .json of a saved machine."""
+    return path.with_name(path.name + ".json")
 
 
 def describe(machine: Machine, path: Path, known: Mapping[str, Any] | None = None) -> None:

@@ -7,6 +7,7 @@ stdout, whatever happens.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from typing import Any, TextIO
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 COLOURS = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+DIGITS_MAX = 64
 NUMBER = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)([kKmMgGtT]?)")
 
 
@@ -37,11 +39,17 @@ class UsageError(Exception):
 def parse_number(text: str, option: str) -> int:
     """A number of the command line: decimal or 0x hex, with K, M, G, T for powers of 1024. UsageError."""
     match = NUMBER.fullmatch(text.strip())
+    shown = text if len(text) <= DIGITS_MAX else text[:DIGITS_MAX] + "..."
     if match is None:
-        raise UsageError(f'"{text}" is no number (decimal or 0x hex, with K, M, G or T)', option)
+        raise UsageError(f'"{shown}" is no number (decimal or 0x hex, with K, M, G or T)', option)
     digits, unit = match.groups()
+    if len(digits) > DIGITS_MAX:
+        raise UsageError(f"{shown} is too large a number", option)
     value = int(digits, 0) if digits[:2].lower() == "0x" else int(digits)
-    return value << 10 * (" KMGT".index(unit.upper()) if unit else 0)
+    value <<= 10 * (" KMGT".index(unit.upper()) if unit else 0)
+    if value >> 64:
+        raise UsageError(f"{shown} is too large a number: 64 bits are all there are", option)
+    return value
 
 
 def size(count: int) -> str:
@@ -105,6 +113,15 @@ class Branch:
                     yield ("    " if is_last else bar) + line
 
 
+def printable(stream: TextIO) -> None:
+    """What the stream's encoding has no character for is printed as an escape instead of ending us."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+
+
+_ASCII = str.maketrans({"…": "...", "×": "x"})
+
+
 def print_tree(tree: Branch, stream: TextIO) -> None:
     """Draw a tree, with ASCII where the stream cannot take box-drawing characters."""
     try:
@@ -113,7 +130,7 @@ def print_tree(tree: Branch, stream: TextIO) -> None:
     except (UnicodeEncodeError, LookupError):
         ascii_only = True
     for line in tree.lines(ascii_only):
-        print(line, file=stream)
+        print(line.translate(_ASCII) if ascii_only else line, file=stream)
 
 
 def print_json(document: Any) -> None:

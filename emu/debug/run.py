@@ -31,6 +31,7 @@ from emu.debug.output import (
     size,
 )
 from emu.debug.phases import NAMES, Record
+from emu.debug.places import check_places
 from emu.debug.release import RELEASES, kernel_name
 from emu.debug.update import MAX_INSTRUCTIONS, Options, Result, Update, split_command
 from emu.debug.workloads import DEFAULT as DEFAULT_WORKLOAD
@@ -38,6 +39,7 @@ from emu.debug.workloads import WORKLOADS, Stream, Workload, cache_line, workloa
 from emu.devices.platform import EXTRAS
 from emu.errors import ConfigError, EmuError, ImageError
 from emu.files import read_file
+from emu.initproto import PLAN_UPDATES_MAX as UPDATES_MAX
 from emu.initproto import Transcript
 from emu.machine import Machine, Stop, StopKind
 from emu.traffic import READY, TrafficSpec
@@ -65,6 +67,7 @@ is a phase (P9), an instruction number, or a moment: J (the old kernel jumps), K
 F (it has freed the rest). SPEC is of rate=N or interval=TICKS, burst=N, size=BYTES or LOW-HIGH, count=N,
 seed=N, stream=N, nic=NAME, start=TICK, a phase, or ready (the card's receiver is turned on; the default).
 """
+_UPDATES_HELP = "how many updates in a row (default 1, or one for each --new; 0: none; 64 with programs)"
 DEFAULT_OLD, DEFAULT_NEW = RELEASES
 _INTERACTIVE_SLICE = 5_000_000
 _MOMENTS = ("J", "K", "F")
@@ -114,12 +117,12 @@ def add_parser(subparsers: Any) -> None:
     a("--init", metavar="PROGRAM", help="the first program, instead of luemu's: it does all itself")
     a("--initramfs", metavar="FILE", help="a cpio archive: the whole file system, or what CMDs find in it")
     a("--incoming", metavar="IMAGE", help="begin with this recorded handover, in the new kernel")
-    a("--updates", metavar="N", help="how many updates in a row (default 1, or one for each --new; 0: none)")
+    a("--updates", metavar="N", help=_UPDATES_HELP)
     a("--device", action="append", default=[], metavar="NAME", help="add a device (help: list them)")
     a("--traffic", metavar="SPEC", help="send frames to the network card, and verify what it sends")
     a("--pcap-in", metavar="FILE", help="send it the frames of a recording, at their times")
     a("--pcap-out", metavar="FILE", help="record all that is sent and received, for Wireshark")
-    a("--interactive", action="store_true", help="a shell on the console, on this terminal")
+    a("--interactive", action="store_true", help="/bin/sh (see --file) on the console, on this terminal")
     a("--record-input", metavar="FILE", help="write what is typed, with its ticks")
     a("--replay-input", metavar="FILE", help="type what was recorded, at the same ticks")
     a("--save", action="append", default=[], metavar="WHEN=FILE", help="keep the machine at a moment")
@@ -160,6 +163,8 @@ def options(args: argparse.Namespace) -> Options:
             raise UsageError(f'"{text}" is not HOST:GUEST with an absolute path in the guest', "--file")
         files.append((Path(host), guest))
     updates = max(len(new), work.updates) if args.updates is None else parse_number(args.updates, "--updates")
+    if updates > UPDATES_MAX:
+        raise UsageError(f"{updates:,} are too many: at most {UPDATES_MAX:,}", "--updates")
     if len(args.new) > 1 and updates != len(new):
         raise UsageError(f"{updates} updates, and {len(new)} times --new", "--updates")
     if not updates and (args.after or args.new):
@@ -176,6 +181,11 @@ def options(args: argparse.Namespace) -> Options:
     at = [("save", *_when(t, "--save")) for t in args.save] + [
         ("dump", *_when(t, "--dump")) for t in args.dump
     ]
+    if args.raw and any(not when.isdigit() for _, when, _ in at):
+        raise UsageError("with --raw nobody sees phases and moments: only an instruction number", "--raw")
+    check_places(args, at)
+    if any(c in args.cmdline for c in "\n\r"):
+        raise UsageError("a command line is one line", "--cmdline")
     traffic, traffic_at = _traffic(args, work)
     symbols = args.symbols
     return Options(
@@ -495,7 +505,7 @@ def run(args: argparse.Namespace) -> int:
         for name, one in FAULTS.items():
             print(f"{name:<13}{one.what}")
         return 0
-    if args.trace_dma and not args.trace:
+    if args.trace_dma and args.trace is None:
         return fail(UsageError("says where: --trace FILE", "--trace-dma"), args.json)
     if "help" in args.device:
         print("\n".join(EXTRAS))
@@ -517,10 +527,10 @@ def run(args: argparse.Namespace) -> int:
         update.on_console = console
     capture: pcap.Writer | None = None
     try:
-        trace = Trace(Path(args.trace), update) if args.trace else None
+        trace = Trace(Path(args.trace), update) if args.trace is not None else None
         if trace is not None:
             update.on_records = trace.records
-        if args.pcap_out:
+        if args.pcap_out is not None:
             capture = pcap.Writer(Path(args.pcap_out))
             update.machine.traffic.taps.append(capture.frame)
         if args.replay_input:
@@ -579,17 +589,17 @@ def show(result: Result, *, verbose: bool = False) -> None:
         print(f"traffic: {_traffic_line(result.traffic)}")
     for v in result.violations[:VIOLATIONS_SHOWN_MAX]:
         at = "" if v["phys"] is None else f" ({v['phys']:#x})"
-        print(paint("red", f"{v['id']} at {v['moment']}: {v['message']}{at}"))
+        print(paint("red", f"{v['id']} at {v['moment']}: {clean(v['message'])}{at}"))
     if len(result.violations) > VIOLATIONS_SHOWN_MAX:
         print(paint("red", f"and {len(result.violations) - VIOLATIONS_SHOWN_MAX} more (--json has all)"))
     if result.epitaph:
-        print(result.epitaph)
+        print("\n".join(clean(line) for line in result.epitaph.splitlines()))
     print(f"state {result.state_hash} after {result.stop.instructions:,} instructions")
     if result.ok:
         print(paint("green", "ok"))
     else:
         for reason in result.reasons:
-            print(paint("red", f"not ok: {reason}"))
+            print(paint("red", f"not ok: {clean(reason)}"))
 
 
 def _show_net(n: dict[str, Any]) -> None:
@@ -649,15 +659,19 @@ def _show_chain(result: Result, paint: Paint) -> None:
     for i, u in enumerate(result.updates):
         preserved = size(u["preserved"]["bytes"]) if u["preserved"] else "nothing"
         print(
-            f"{i + 1:>6}  {u['old']['release'] or '?':<16}{u['new']['release'] or '?':<16}"
+            f"{i + 1:>6}  {_release(u['old']):<16}{_release(u['new']):<16}"
             f"{u['blackout_instructions']:>14,}{u['digest_instructions']:>14,}{preserved:>12}  "
             f"{len(u['checked'])} at {', '.join(u['moments']) or 'no moment'}"
         )
 
 
+def _release(kernel: dict[str, Any]) -> str:
+    return clean(kernel["release"] or "?")
+
+
 def _show_update(number: int, u: dict[str, Any]) -> None:
     p = u["preserved"]
-    print(f"update {number + 1}: {u['old']['release']} -> {u['new']['release']}")
+    print(f"update {number + 1}: {_release(u['old'])} -> {_release(u['new'])}")
     print(
         f"  blackout {u['blackout_instructions']:,} instructions, {u['blackout_ticks'] / 1e6:,.3f} ms; "
         f"of these {u['digest_instructions']:,} for the digest"

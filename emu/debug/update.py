@@ -37,7 +37,7 @@ from emu.debug.symbols import Symbols
 from emu.debug.view import View
 from emu.debug.workloads import CacheReport, Ledger, together
 from emu.errors import ConfigError, EmuError, ImageError
-from emu.files import is_regular, read_file
+from emu.files import FILE_BYTES_MAX, is_regular, read_file
 from emu.initproto import Plan, ProgramRun, RecordError, RecordReader, Transcript
 from emu.initramfs import Initramfs
 from emu.machine import Machine, Snapshot, Stop, StopKind
@@ -391,7 +391,7 @@ class Update:
 
     def _initramfs(self) -> bytes:
         o = self.options
-        files = Initramfs()
+        files = Initramfs(bytes_max=o.memory if o.incoming is None else FILE_BYTES_MAX)
         if o.initramfs is not None:
             files.add_base(_image(o.initramfs), str(o.initramfs))
         if self.chain.init is not None:
@@ -549,7 +549,7 @@ class Update:
         if what == "save":
             self.machine.save(path)
             if is_regular(path):
-                dump.describe(self.machine, path.with_name(path.name + ".json"), known)
+                dump.describe(self.machine, dump.beside_saved(path), known)
         else:
             dump.write(self.machine, path, known)
 
@@ -574,6 +574,10 @@ class Update:
         scratch = _scratch(m, kernel.symbols)
         given = _root_fdt(m, kernel)
         found.fdt_given = given or 0
+        if given == 0:
+            why = f"KHO is off in {self._kernel_name(generation)}{_last_of_kho(m.console)}"
+            self.failure.append(f"the handover of update {generation + 1} cannot be read at J: {why}")
+            return
         try:
             handover = Handover.read(m.memory, given, scratch=scratch, search=not kernel.own)
         except KhoError as e:
@@ -865,7 +869,8 @@ class Update:
         if self.record_error is not None:
             reasons.append(f"what init reports cannot be read: {self.record_error}")
         elif t.error is not None:
-            reasons.append(f"init: {t.error}")
+            hint = ": give it one with --file BUSYBOX:/bin/sh" if t.error.tried == "run /bin/sh" else ""
+            reasons.append(f"init: {t.error}{hint}")
         elif not t.done and not last_is_own and o.driven:
             reasons.append("init did not get to the end of its plan")
         verdicts = self.own.verdicts if self.own is not None else []
@@ -1020,6 +1025,12 @@ def _failure_line(console: bytes) -> str:
     """What a kernel printed with its verdict."""
     found = re.findall(rb"luemu: verdict FAILED: ([^\r\n]*)", console)
     return f": {found[-1].decode('ascii', 'backslashreplace')}" if found else ""
+
+
+def _last_of_kho(console: bytes) -> str:
+    """What a kernel said last of KHO: why it is off."""
+    found = re.findall(rb"KHO: ([^\r\n]*)", console)
+    return f" ({found[-1].decode('ascii', 'backslashreplace')})" if found else ""
 
 
 def _scratch(m: Machine, symbols: Symbols | None) -> ScratchList | None:

@@ -20,6 +20,7 @@ from emu.errors import ConfigError
 
 MIB = 1 << 20
 CACHE_BYTES, CACHE_BYTES_MIN = 16 * MIB, 4 * MIB
+TEST_BYTES_MIN = 4096
 CHAIN_UPDATES = 4
 FRAME_SIZE = 60, 9216
 RING_MAX = 32768
@@ -96,7 +97,12 @@ def workload(
     if name in ("cache", "chain"):
         return _cache(name, CACHE_BYTES if preserve is None else preserve)
     if name == "kho":
-        return Workload(name, cmdline="" if preserve is None else f"test_kho.max_mem={preserve}")
+        if preserve is None:
+            return Workload(name)
+        if preserve < TEST_BYTES_MIN:
+            message = f"{preserve:,} bytes are too few, {TEST_BYTES_MIN:,} are the least"
+            raise ConfigError(message, "--preserve")
+        return Workload(name, cmdline=f"test_kho.max_mem={preserve}", memory=_memory(preserve))
     if preserve is not None:
         raise ConfigError("hands over what it always does: it has no size", f"workload {name}")
     commands = {"many": ("many start", "many check"), "sparse": ("sparse start", "sparse check"),
@@ -108,11 +114,15 @@ def workload(
 def _cache(name: str, store: int) -> Workload:
     if store < CACHE_BYTES_MIN:
         raise ConfigError(f"{size(store)} is too small, {size(CACHE_BYTES_MIN)} is the least", "--preserve")
-    room = store + store // 4  # index, page tables, the records of what is preserved
-    memory = max(512 * MIB, -(-(256 * MIB + room) // (64 * MIB)) * 64 * MIB)
     updates = CHAIN_UPDATES if name == "chain" else 1
     before, after = f"cache start {store}", "cache check"
-    return Workload(name, [before], [after], ["cache"], updates=updates, memory=memory)
+    return Workload(name, [before], [after], ["cache"], updates=updates, memory=_memory(store))
+
+
+def _memory(preserved: int) -> int:
+    """Of a machine that preserves that much."""
+    room = preserved + preserved // 4  # index, page tables, the records of what is preserved
+    return max(512 * MIB, -(-(256 * MIB + room) // (64 * MIB)) * 64 * MIB)
 
 
 def _net(store: int, stream: Stream, updates: int, more: str) -> Workload:

@@ -120,6 +120,14 @@ BAD_USAGE: list[list[str]] = [
     ["run", "--old", "k", "--record-input", "file"],
     ["run", "--old", "k", "--replay-input", "file"],
     ["run", "--old", "k", "--interactive", "--record-input", "a", "--replay-input", "b"],
+    ["run", "--upd", "0"],
+    ["run", "--old", "k", "--memory", "9" * 5000],
+    ["run", "--old", "k", "--updates", "0x10000000000000000"],
+    ["run", "--old", "k", "--updates", "1000001"],
+    ["run", "--old", "k", "--cmdline", "two\nlines"],
+    ["run", "--old", "k", "--raw", "--save", "J=file"],
+    ["run", "--workload", "kho", "--preserve", "4095"],
+    ["run", "--updates", "65"],
     ["inspect"],
     ["inspect", "--fdt", "zz", "image"],
     ["inspect", "--scratch", "1", "image"],
@@ -130,7 +138,17 @@ BAD_USAGE: list[list[str]] = [
 ]
 
 
-@pytest.mark.parametrize("words", BAD_USAGE, ids=" ".join)
+def name_of(words: list[str]) -> str:
+    return " ".join(words)[:60]
+
+
+def test_whose_bad_usage_it_is(call: Call) -> None:
+    assert call("--nosuch", "run").err == "luemu: unrecognized arguments: --nosuch (see luemu --help)\n"
+    done = call("run", "--nosuch")
+    assert done.err == "luemu run: unrecognized arguments: --nosuch (see luemu run --help)\n"
+
+
+@pytest.mark.parametrize("words", BAD_USAGE, ids=name_of)
 def test_bad_usage_is_one_line(words: list[str], call: Call) -> None:
     done = call(*words)
     assert (done.status, done.out) == (2, ""), done
@@ -138,7 +156,7 @@ def test_bad_usage_is_one_line(words: list[str], call: Call) -> None:
     assert "Traceback" not in done.err
 
 
-@pytest.mark.parametrize("words", BAD_USAGE[1:], ids=" ".join)
+@pytest.mark.parametrize("words", BAD_USAGE[1:], ids=name_of)
 def test_bad_usage_as_json(words: list[str], call: Call) -> None:
     done = call(*words, "--json")
     assert (done.status, done.err) == (2, ""), done
@@ -209,6 +227,35 @@ def test_files_that_cannot_be_written(tmp_path: Path, call: Call) -> None:
     for path in (nowhere, tmp_path):
         done = call(*words[:-1], "--interactive", "--record-input", str(path))
         assert (done.status, done.err.count("\n")) == (2, 1) and str(path) in done.err, done
+
+
+def test_files_that_would_be_written_twice(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the .json beside one. It is said before the run, and nothing is there afterwards."""
+    monkeypatch.chdir(tmp_path)
+    loop = endless_loop(tmp_path / "loop.elf")
+    words = ["run", "--old", str(loop), "--updates", "0", "--max-instructions", "2000"]
+    for options, both in (
+        ("--dump 10=x.raw --dump 20=x.raw.zst", "--dump: x.json would be written twice"),
+        ("--save 10=x --dump 20=x", "--dump: x would be written by --save as well"),
+        (f"--save 10=x --save 20={tmp_path}/x", f"--save: {tmp_path}/x would be written twice"),
+        ("--trace x --save 10=./x", "--save: x would be written by --trace as well"),
+        ("--trace x.json --dump 10=x.raw", "--dump: x.json would be written by --trace as well"),
+        ("--trace loop.elf", "--trace: loop.elf is what --old reads"),
+    ):
+        done = call(*words, *options.split())
+        assert (done.status, done.out, done.err) == (2, "", f"luemu: {both}\n"), options
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["loop.elf"]
+
+
+def test_a_dump_that_is_called_json(tmp_path: Path, call: Call) -> None:
+    """It is not replaced by its description."""
+    loop = endless_loop(tmp_path / "loop.elf")
+    dump = tmp_path / "dump.json"
+    call("run", "--old", loop, "--updates", "0", "--max-instructions", "2000", "--dump", f"10={dump}")
+    assert dump.stat().st_size == 512 << 20
+    assert json.loads((tmp_path / "dump.json.json").read_text())["instructions"] == 10
 
 
 def test_recorded_input_that_is_none(tmp_path: Path, call: Call) -> None:
@@ -344,17 +391,31 @@ def test_the_reader_goes_away(words: list[str]) -> None:
     assert (done.returncode, done.stderr) == (1, b"")
 
 
-def test_output_that_cannot_be_written() -> None:
+@pytest.mark.parametrize("words", [["inspect", IMAGE], ["check", "--json", "/nosuch"], ["run", "--help"]])
+def test_output_that_cannot_be_written(words: list[str | Path]) -> None:
+    """One line, and not the status of what was found, which nobody could read."""
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "emu", "inspect", IMAGE],
+            [sys.executable, "-m", "emu", *words],
             stdout=full,
             stderr=subprocess.PIPE,
             check=False,
             cwd=ROOT,
-            env=environment(),
+            env=environment(PYTHONUNBUFFERED=""),
         )
-    assert done.returncode != 0 and b"No space left on device" in done.stderr
+    message = b"luemu: stdout: cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, message)
+
+
+def test_characters_that_the_terminal_has_not(tmp_path: Path) -> None:
+    """What it cannot show is replaced, in trees by something that looks alike."""
+    c3 = RECORDED / "c3-3sess" / "second-kernel-kho_populate.pruned.raw.zst"
+    done = luemu("inspect", c3, PYTHONIOENCODING="ascii")
+    assert done.status == 0 and done.err == "" and done.out.isascii()
+    assert "|-- session" in done.out and "sha256 176b13ffb8fa189c..." in done.out
+    odd = os.fsdecode(b"nosuch\xff\n\x1b[31m")
+    done = luemu("inspect", tmp_path / odd)
+    assert done.status == 2 and done.err.count("\n") == 1 and "\x1b" not in done.err
 
 
 def interrupted(tmp_path: Path, *more: str) -> tuple[int, bytes, bytes, Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import struct
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from emu.boot import ACPI_ROOM, Boot, BzImage, Elf, Range, e820
 from emu.errors import ConfigError, EmuError, ImageError
 from emu.machine import Machine, StopKind
+from kernels.bzimage import BzImageError, flatten
 from tests.machine.guest import assemble, selftest_image
 from tests.machine.test_ends import bzimage
 
@@ -186,7 +188,23 @@ def test_bzimages_that_are_refused(image: bytes, words: str) -> None:
 
 
 def test_the_file_is_named() -> None:
-    assert refused(Boot(b"x", where="/boot/vmlinuz")).startswith("/boot/vmlinuz: ")
+    for image in (b"x", bzimage(preferred=1 << 32), bzimage(preferred=0), elf(paddr=0)):
+        assert refused(Boot(image, where="/boot/vmlinuz")).startswith("/boot/vmlinuz: ")
+
+
+@pytest.mark.parametrize("at", [0, 0x7000, 0xFF000])
+def test_kernels_where_the_loader_works(at: int) -> None:
+    """Below 1 MiB the loader's tables would replace part of them."""
+    assert "below 1 MiB" in refused(Boot(bzimage(preferred=at)))
+    assert "below 1 MiB" in refused(Boot(elf(paddr=at)))
+
+
+def test_a_command_line_that_is_no_utf8() -> None:
+    """What the shell gave is what the kernel gets, byte by byte."""
+    with Machine(64 << 20) as m:
+        m.boot(Boot(bzimage(), os.fsdecode(b"x=\xff\xfe")))
+        (at,) = struct.unpack_from("<I", params_of(m), 0x228)
+        assert m.memory.read(at, 5).tobytes() == b"x=\xff\xfe\0"
 
 
 def elf(**changes: Any) -> bytes:
@@ -245,6 +263,17 @@ def test_a_virtual_entry_is_made_physical() -> None:
 )
 def test_elf_files_that_are_refused(image: bytes, words: str) -> None:
     assert words in refused(Boot(image))
+
+
+def test_segments_that_are_all_the_same_bytes() -> None:
+    """65,535 of them would need 65,535 times the file in memory."""
+    many = 40_000
+    one = struct.pack("<IIQQQQQQ", 1, 5, 0, 0x100000, 0x100000, 64 + 56 * many, 64 + 56 * many, 1)
+    image = elf(phnum=many)[:64] + one * many
+    with pytest.raises(ImageError, match="segment 1 has contents in common"):
+        Elf.parse(image)
+    with pytest.raises(BzImageError, match="larger than the file"):
+        flatten(image)
 
 
 def test_pvh_is_asked_for_but_not_there() -> None:
