@@ -89,7 +89,8 @@ class DmaPort:
 
     def read(self, requester: int, iova: int, size: int, now: int) -> bytes:
         """``size`` bytes at the device's address ``iova``."""
-        first = self._translate(requester, iova, False, now)
+        iommu = self.iommu
+        first = (iova, NOWHERE, 0) if iommu is None else iommu.translate(requester, iova, False, now)
         phys, room, fault = first
         if room >= size and not fault and self.ram is not None and self.ram.contains(phys, size):
             for observer in self.observers:
@@ -108,7 +109,8 @@ class DmaPort:
         if size == 4 and iova >> 20 == MSI_BASE >> 20 and not iova & 3:
             self.message(requester, iova, int.from_bytes(data, "little"), now)
             return
-        first = self._translate(requester, iova, True, now)
+        iommu = self.iommu
+        first = (iova, NOWHERE, 0) if iommu is None else iommu.translate(requester, iova, True, now)
         phys, room, fault = first
         if room >= size and not fault and self.ram is not None and self.ram.contains(phys, size):
             for observer in self.observers:
@@ -139,14 +141,6 @@ class DmaPort:
             return self.interrupts.message(address, data, now)
         return self.interrupts.deliver(*what, now)
 
-    def _translate(self, requester: int, iova: int, write: bool, now: int) -> tuple[int, int, int]:
-        """(physical address, bytes from there on that are translated alike, fault)."""
-        if self.ram is None:
-            return iova, NOWHERE, NO_RAM
-        if self.iommu is None:
-            return iova, NOWHERE, 0
-        return self.iommu.translate(requester, iova, write, now)
-
     def _pieces(
         self, requester: int, iova: int, size: int, write: bool, now: int, found: tuple[int, int, int]
     ) -> Sequence[tuple[int, int, int, int]]:
@@ -160,7 +154,6 @@ class DmaPort:
         runs: list[tuple[int, int, int, int]] = []  # (bus address, physical address, size, fault)
         at, end, moved, straight = iova, iova + size, found[0] - iova, True
         phys, room, fault = found
-        translate = self._translate if self.iommu is None else self.iommu.translate
         while True:
             if fault or phys - at != moved:
                 straight = False
@@ -169,7 +162,8 @@ class DmaPort:
                 break
             runs.append((at & NOWHERE, phys, room, fault))
             at += room
-            phys, room, fault = translate(requester, at & NOWHERE, write, now)
+            assert self.iommu is not None  # without one nothing is cut
+            phys, room, fault = self.iommu.translate(requester, at & NOWHERE, write, now)
         if straight and ram.contains(found[0], size):
             return ((iova, found[0], size, 0),)
         out: list[tuple[int, int, int, int]] = []

@@ -130,6 +130,7 @@ class Memory:
         self._written.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64]
         self._written.restype = None
         self._maps = [_sparse(size), _sparse(self.pages), _sparse(self.pages), _sparse(4 * self.pages)]
+        _, self._code, self._dirty, _ = self._maps
         self._ram: U8Array = np.frombuffer(self._maps[0], np.uint8)
         self._bookkeeping = [np.frombuffer(m, np.uint8) for m in self._maps[1:]]
         # One huge page would make a page that the guest touches cost 2 MiB of the host.
@@ -180,7 +181,9 @@ class Memory:
         size = len(data)
         at = self.offset(phys, size)
         self._maps[0][at : at + size] = data
-        self._written(self._header_at, at, size)
+        page = at >> 12
+        if at + size > page + 1 << 12 or self._code[page] or not self._dirty[page]:
+            self._written(self._header_at, at, size)  # what it knows already need not be said again
         for observer in self.observers:
             observer(phys, size, by)
 

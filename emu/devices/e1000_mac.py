@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -343,12 +344,13 @@ class Mac(PciFunction):
             self.at(now + absolute, f"{which}-absolute")
 
 
+_LIMITS = (64, 127, 255, 511, 1023)
+_CLASSES = ("64", "127", "255", "511", "1023", "1522")
+
+
 def size_class(which: str, size: int) -> str:
     """Name of the counter of frames of ``size`` bytes with check sequence; ``which``: PRC or PTC."""
-    for limit in (64, 127, 255, 511, 1023):
-        if size <= limit:
-            return f"{which}{limit}"
-    return f"{which}1522"
+    return which + _CLASSES[bisect_left(_LIMITS, size)]
 
 
 def _fields(value: Any) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from emu.boot import Boot
 from emu.devices.pci import COMMAND, COMMAND_MASTER, PciFunction
 from emu.machine import Machine, StopKind
 from tests.guest.running import RELEASES, on_qemu
+from tests.linux.build import CONFIGS, required
+from tests.userspace import rig
 from tests.userspace.programs import archive, kernel
 
 EXPECTED = Path(__file__).with_name("vfio_says.txt")
@@ -75,6 +77,17 @@ def test_qemu_says_the_same() -> None:
     (said,) = parts(theirs)
     ours = [line for line in expected() if not NOT_QEMUS.search(line)]
     assert [line for line in said if not NOT_QEMUS.search(line)] == ours
+
+
+@pytest.mark.linux
+def test_linux_says_the_same() -> None:
+    spec = rig.Spec(
+        [required(CONFIGS[1]).bzimage], before=["vfio"], programs=("vfio",), devices=DEVICES,
+        memory=512 << 20, cmdline="intel_iommu=on iommu.strict=1 vfio-pci.ids=1234:11e8",
+    )  # fmt: skip
+    with rig.Rig(spec) as r:
+        said = r.finish().check().output(0).splitlines()
+    assert said == [line for line in expected() if not line.startswith("DMAR:")]
 
 
 def test_behind_a_bridge() -> None:

@@ -1,8 +1,6 @@
 /* init for a Linux with the e1000 driver: brings the card up with jumbo frames and sends back what arrives, until a
  * given number of frames has come; then prints what the driver counted. A frame that is echoed goes from its
- * destination to its source.
- *
- * Modules to load are /modules/0.ko, /modules/1.ko, ... The command line has frames=N. */
+ * destination to its source. The command line has frames=N. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -18,7 +16,6 @@
 #include <sys/reboot.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #define TYPE 0x88b5
@@ -29,19 +26,6 @@ static void end(const char *why) {
 	fflush(stdout);
 	sync();
 	reboot(RB_POWER_OFF);
-}
-
-static void load_modules(void) {
-	for (int i = 0;; i++) {
-		char path[32];
-		snprintf(path, sizeof path, "/modules/%d.ko", i);
-		int fd = open(path, O_RDONLY);
-		if (fd < 0)
-			return;
-		if (syscall(SYS_finit_module, fd, "", 0))
-			end(path);
-		close(fd);
-	}
 }
 
 static long number(const char *path, const char *after) {
@@ -84,7 +68,6 @@ int main(void) {
 	mount("sysfs", "/sys", "sysfs", 0, NULL);
 	long wanted = number("/proc/cmdline", "frames=");
 	printf("net: started\n");
-	load_modules();
 
 	int s = socket(AF_PACKET, SOCK_RAW, htons(TYPE));
 	if (s < 0)

@@ -1,13 +1,11 @@
 """Linux on a machine with more than a plain PC: it finds the devices, numbers buses, places BARs, and remaps.
 
-The reference Linux has neither MSI nor a driver for VT-d. Those of distributions have: LUEMU_VTD_LINUX names
-the directory of an unpacked package (on Debian `apt-get download linux-image-6.1.0-50-amd64`, `dpkg -x`).
+The plain reference Linux has neither MSI nor a driver for VT-d; the other one has (`linux_test`).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -16,10 +14,13 @@ import pytest
 
 from emu.boot import Boot
 from emu.cli import main
+from emu.debug.net import NetReport, Sent
+from emu.debug.update import Options, Update
 from emu.devices.pci import PciFunction
 from emu.devices.vtd import EIME, IRE, QIE, TE, Vtd
 from emu.initramfs import Initramfs
 from emu.machine import Machine, StopKind
+from emu.traffic import TrafficSpec
 from kernels.build import LINUX_PROGRAM, compile_with_zig, project_root
 from tests.linux.build import LinuxBuild
 from tests.oracles import require
@@ -67,31 +68,14 @@ def test_a_plain_pc_mentions_none_of_them(linux: LinuxBuild) -> None:
     assert not re.search("DMAR|1234:11e8|29c1", text)
 
 
-@pytest.fixture(scope="session")
-def distribution() -> Path:
-    """The unpacked kernel package of a distribution."""
-    root = os.environ.get("LUEMU_VTD_LINUX")
-    if root is None:
-        pytest.skip("LUEMU_VTD_LINUX does not name an unpacked kernel package with INTEL_IOMMU and VFIO")
-    return Path(root)
-
-
-def image(distribution: Path) -> Path:
-    return next((distribution / "boot").glob("vmlinuz-*"))
-
-
-def vfio_initramfs(distribution: Path) -> bytes:
-    """Our init, and the modules it loads in this order."""
+def initramfs(name: str) -> bytes:
+    """tests/linux/NAME.c as init, and nothing else."""
     root = project_root()
-    program = root / "build/tests/vfio_edu"
-    compile_with_zig(root, LINUX_PROGRAM, [root / "tests/linux/vfio_edu.c"], program)
+    program = root / "build/tests" / name
+    compile_with_zig(root, LINUX_PROGRAM, [root / f"tests/linux/{name}.c"], program)
     archive = Initramfs()
     archive.add_file("/init", program.read_bytes(), 0o755)
     archive.add_device("/dev/console", 5, 1)
-    modules = ("irqbypass", "vfio", "vfio_virqfd", "vfio_iommu_type1", "vfio-pci-core", "vfio-pci")
-    found = [next(distribution.rglob(f"{name}.ko"), None) for name in modules]
-    for number, path in enumerate(p for p in found if p is not None):  # some are built in or part of others
-        archive.add_file(f"/modules/{number}.ko", path.read_bytes())
     return archive.build()
 
 
@@ -103,10 +87,9 @@ def printed(console: str) -> list[str]:
     return [line for line in lines[start:] if line and not line.startswith("[")]
 
 
-def test_a_linux_with_vt_d_remaps(distribution: Path) -> None:
+def test_a_linux_with_vt_d_remaps(linux_test: LinuxBuild) -> None:
     with Machine(512 << 20, devices=DEVICES) as m:
-        kernel = image(distribution).read_bytes()
-        text = boot(m, kernel, f"{CMDLINE} {VTD_ON}", b"VFS: Unable to mount root fs")
+        text = boot(m, linux_test.bzimage.read_bytes(), f"{CMDLINE} {VTD_ON}", b"No working init found")
         for line in (
             "DMAR: Host address width 48",
             "DMAR-IR: Enabled IRQ remapping in x2apic mode",
@@ -128,15 +111,8 @@ def test_a_linux_with_vt_d_remaps(distribution: Path) -> None:
     [(("e1000",), ""), (("vtd", "bridge", "bridge/e1000"), VTD_ON)],
     ids=["plain", "behind a bridge, remapped"],
 )
-def test_linux_drives_the_network_card(distribution: Path, devices: tuple[str, ...], cmdline: str) -> None:
+def test_linux_drives_the_card(linux_test: LinuxBuild, devices: tuple[str, ...], cmdline: str) -> None:
     """Its driver's own tests pass, and it sends back each of 300 frames of up to 9 KB."""
-    root = project_root()
-    program = root / "build/tests/net_e1000"
-    compile_with_zig(root, LINUX_PROGRAM, [root / "tests/linux/net_e1000.c"], program)
-    archive = Initramfs()
-    archive.add_file("/init", program.read_bytes(), 0o755)
-    archive.add_device("/dev/console", 5, 1)
-    archive.add_file("/modules/0.ko", next(distribution.rglob("e1000.ko")).read_bytes())
     traffic = "interval=150000,size=60-9216,count=300"
     with Machine(512 << 20, devices=devices, traffic=traffic) as m:
 
@@ -145,7 +121,8 @@ def test_linux_drives_the_network_card(distribution: Path, devices: tuple[str, .
                 m.traffic.start(at=now + 1_000_000)
 
         m.serial_sinks.append(start)
-        m.boot(Boot(image(distribution).read_bytes(), f"{CMDLINE} {cmdline} frames=300", archive.build()))
+        kernel = linux_test.bzimage.read_bytes()
+        m.boot(Boot(kernel, f"{CMDLINE} {cmdline} frames=300", initramfs("net_e1000")))
         stop = m.run(max_instructions=20_000_000_000)
         console = m.console.decode().replace("\r", "")
         echoed, corrupted = m.traffic.stream(), m.traffic.s.corrupted
@@ -161,12 +138,12 @@ def test_linux_drives_the_network_card(distribution: Path, devices: tuple[str, .
     assert not re.search(r"DMAR:.*fault", console)
 
 
-def test_linux_gives_the_device_to_a_program(distribution: Path, tmp_path: Path) -> None:
+def test_linux_gives_the_device_to_a_program(linux_test: LinuxBuild, tmp_path: Path) -> None:
     """VFIO: DMA through Linux's tables, MSI and INTx through remapping, a fault after unmapping, reset.
 
     QEMU's device prints the same, but that it cannot be reset.
     """
-    kernel, initrd, cmdline = image(distribution), vfio_initramfs(distribution), f"{CMDLINE} {VTD_ON}"
+    kernel, initrd, cmdline = linux_test.bzimage, initramfs("vfio_edu"), f"{CMDLINE} {VTD_ON}"
     sizes: set[int] = set()
     # With less than 512 MiB free Linux has no huge pages.
     with Machine(1 << 30, devices=("vtd", "edu")) as m:
@@ -208,3 +185,26 @@ def test_an_update_of_linux_with_devices_and_traffic(
     assert main(["run", "--old", str(linux.bzimage), *words]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["traffic"]["sent"] == 50 and result["ok"]
+
+
+@pytest.mark.parametrize("irq", ["", "--irq "], ids=["polling", "interrupts"])
+def test_the_workloads_program_receives_on_linux(linux_test: LinuxBuild, irq: str) -> None:
+    """kernels/user/net, which our kernels run through updates, takes the card from Linux's own driver."""
+    traffic = TrafficSpec.parse("rate=20k,size=60-1500,start=ready")
+    run = Update(Options(
+        old=linux_test.bzimage, new=linux_test.bzimage, updates=0, before=[f"net receive {irq}200"],
+        programs=["net"], devices=("vtd", "e1000"), traffic=traffic, memory=1 << 30, cmdline=VTD_ON,
+        max_instructions=10_000_000_000,
+    ))  # fmt: skip
+    with run.machine as m:
+        sent = Sent(m.traffic)
+        result = run.run()
+        console = m.console.decode(errors="replace")
+    assert result.ok, f"{result.reasons}\n{result.programs}\n{console[-3000:]}"
+    report = NetReport.parse(result.programs[0]["output"].encode())
+    assert report is not None and not report.problems and report.final, result.programs
+    assert report.received == sent.count > 3000
+    wrong = (report.lost, report.duplicated, report.corrupted, report.reordered, report.missed)
+    assert (wrong, report.lost_interrupts) == ((0, 0, 0, 0, 0), 0)
+    assert report.irq == bool(irq) and (report.signals > 100) == bool(irq)
+    assert not re.search(r"DMAR:.*fault", console)

@@ -1,7 +1,5 @@
 /* init for a Linux with VFIO: owns the educational device at 00:03.0 from user space, moves memory with it through
- * Linux's own IOMMU tables, takes its interrupts, and prints what it saw. Prints the same on every machine.
- *
- * Modules to load are /modules/0.ko, /modules/1.ko, ... */
+ * Linux's own IOMMU tables, takes its interrupts, and prints what it saw. Prints the same on every machine. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/vfio.h>
@@ -15,7 +13,6 @@
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #define DEVICE "0000:00:03.0"
@@ -42,19 +39,6 @@ static void put(const char *path, const char *text) {
 	if (fd < 0 || write(fd, text, strlen(text)) != (ssize_t)strlen(text))
 		end(path);
 	close(fd);
-}
-
-static void load_modules(void) {
-	for (int i = 0;; i++) {
-		char path[32];
-		snprintf(path, sizeof path, "/modules/%d.ko", i);
-		int fd = open(path, O_RDONLY);
-		if (fd < 0)
-			return;
-		if (syscall(SYS_finit_module, fd, "", 0))
-			end(path);
-		close(fd);
-	}
 }
 
 static void transfer(uint64_t from, uint64_t to, uint32_t bytes, uint32_t command) {
@@ -161,7 +145,6 @@ int main(void) {
 	if (!freopen("/dev/console", "w", stdout))
 		return 1;
 	printf("vfio: started\n");
-	load_modules();
 	int container = open_container();
 	uint8_t *large = aligned_alloc(BUFFER, BUFFER), *small = aligned_alloc(4096, 0x10000);
 	madvise(large, BUFFER, MADV_HUGEPAGE);

@@ -6,6 +6,7 @@ unit's own tables by the host's decoder, which shares no code with the kernel.
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Callable
 from random import Random
@@ -22,6 +23,7 @@ from luo.abi_devices import IOMMUFD, READ, WRITE, checksum
 from luo.check import check
 from luo.iommu import Iommu, Iommufd
 from luo.state import Luo
+from tests.linux.build import CONFIGS, required
 from tests.userspace import iommufd as i
 from tests.userspace import rig
 from tests.userspace.agents import (
@@ -52,7 +54,7 @@ Step = tuple[str, int]
 
 def steps_spec(old: list[Step], new: list[Step] | None = None, **more: object) -> rig.Spec:
     options: dict[str, object] = {"devices": DEVICES, "memory": 256 << 20, "cmdline": VFIO} | more
-    kernels = ("old", "new") if new is not None else ("old",)
+    kernels = options.pop("kernels", ("old", "new") if new is not None else ("old",))
     return spec(kernels, [s for s, _ in old], [s for s, _ in new or []], **options)  # type: ignore[arg-type]
 
 
@@ -65,12 +67,24 @@ def compare(outcome: rig.Outcome, when: str, steps: list[Step]) -> list[str]:
     return [answer for _, answer in said]
 
 
-def alone(steps: list[Step], **more: object) -> list[str]:
+def run_alone(steps: list[Step], **more: object) -> list[str]:
     """A kernel and no update."""
     with rig.Rig(steps_spec(steps, None, **more)) as r:
-        outcome = r.finish()
-        outcome.check()
+        outcome = r.finish().check()
         return compare(outcome, "before", steps)
+
+
+Alone = Callable[..., list[str]]
+
+
+@pytest.fixture(params=["ours", pytest.param("linux", marks=pytest.mark.linux)])
+def alone(request: pytest.FixtureRequest) -> Alone:
+    """`run_alone` on our kernel and on Linux: both have to give the answers that a test knows."""
+    if request.param == "ours":
+        return run_alone
+    kernel = required(CONFIGS[1]).bzimage
+    cmdline = f"intel_iommu=on iommu.strict=1 {VFIO}"
+    return functools.partial(run_alone, kernels=(kernel,), memory=512 << 20, cmdline=cmdline)
 
 
 def memory(slot: int = 1, size: int = 4 * MIB, address: int = AT) -> list[Step]:
@@ -90,7 +104,7 @@ RETRIEVED = [("open", 0), ("retrieve 0 s", 0), ("get 1 0 10", 0), ("get 2 0 20",
 # --- without an update --------------------------------------------------------------------------------------
 
 
-def test_ids_are_the_lowest_that_are_free() -> None:
+def test_ids_are_the_lowest_that_are_free(alone: Alone) -> None:
     steps = [
         *OPENED, (i.ioas_alloc(2), 0), (i.ioas_alloc(2), 0), (i.destroy(2, 2), 0), (i.ioas_alloc(2), 0),
         (i.destroy(2, 9), NOENT), (i.destroy(2, 0), NOENT),
@@ -99,7 +113,7 @@ def test_ids_are_the_lowest_that_are_free() -> None:
     assert [i.words(said[n])[2] for n in (1, 2, 3, 5)] == [1, 2, 3, 2]
 
 
-def test_structures_have_a_size() -> None:
+def test_structures_have_a_size(alone: Alone) -> None:
     unmap = [i.ioctl(2, i.IOAS_UNMAP, "IQQ", 1, IOVA, PAGE, size=size) for size in (0, 20, 23)]
     alone([
         *OPENED,
@@ -112,7 +126,7 @@ def test_structures_have_a_size() -> None:
     ])  # fmt: skip
 
 
-def test_what_can_not_be_mapped() -> None:
+def test_what_can_not_be_mapped(alone: Alone) -> None:
     def tried(
         error: int, *, flags: int = 7, ioas: int = 1, va: int = AT, size: int = PAGE, at: int = IOVA
     ) -> Step:
@@ -139,7 +153,7 @@ def test_what_can_not_be_mapped() -> None:
     ])  # fmt: skip
 
 
-def test_areas_go_as_a_whole() -> None:
+def test_areas_go_as_a_whole(alone: Alone) -> None:
     said = alone([
         *memory(), *OPENED,
         (i.ioas_map(2, 1, AT, 4 * PAGE, IOVA), 0), (i.ioas_map(2, 1, AT, 4 * PAGE, IOVA + 4 * PAGE), 0),
@@ -152,7 +166,7 @@ def test_areas_go_as_a_whole() -> None:
     assert i.quads(said[-1], 16) == (2 * MIB,)
 
 
-def test_addresses_are_chosen_so_that_large_pages_fit() -> None:
+def test_addresses_are_chosen_so_that_large_pages_fit(alone: Alone) -> None:
     chosen = 6
     said = alone([
         *memory(), *OPENED, (i.ioctl(2, i.OPTION, "IHHIQ", 1, 1, 0, 1, 0), 0),
@@ -166,7 +180,7 @@ def test_addresses_are_chosen_so_that_large_pages_fit() -> None:
     assert len({first, second, third}) == 3 and 0 not in (first, second, third)
 
 
-def test_ranges_shrink_when_hardware_comes_in() -> None:
+def test_ranges_shrink_when_hardware_comes_in(alone: Alone) -> None:
     def ranges(room: int) -> str:
         return i.ioctl(2, i.IOVA_RANGES, "IIIQQ", 1, room, 0, AT, 0)
 
@@ -182,7 +196,7 @@ def test_ranges_shrink_when_hardware_comes_in() -> None:
     assert [s.split()[1] for s in said[16:20]] == ["0xfedfffff", "0x0", "0xfef00000", "0x0"]
 
 
-def test_an_address_space_that_hardware_can_not_have() -> None:
+def test_an_address_space_that_hardware_can_not_have(alone: Alone) -> None:
     alone([
         *memory(), *OPENED, (i.ioas_map(2, 1, AT, PAGE, 0xFEE0_0000), 0), *ATTACHED[:2],
         (i.attach(3, 1), ADDRINUSE),
@@ -190,7 +204,7 @@ def test_an_address_space_that_hardware_can_not_have() -> None:
     ])  # fmt: skip
 
 
-def test_allowed_ranges_limit_the_choice() -> None:
+def test_allowed_ranges_limit_the_choice(alone: Alone) -> None:
     def allow(count: int, reserved: int = 0) -> str:
         return i.ioctl(2, i.ALLOW_IOVAS, "IIIQ", 1, count, reserved, AT)
 
@@ -208,7 +222,7 @@ def test_allowed_ranges_limit_the_choice() -> None:
     assert i.quads(said[16], 32) == (5 * MIB,)
 
 
-def test_copies_share_memory() -> None:
+def test_copies_share_memory(alone: Alone) -> None:
     alone([
         *memory(), *OPENED, (i.ioas_alloc(2), 0),
         (i.ioas_map(2, 1, AT, 4 * PAGE, IOVA, FIXED | READABLE), 0),
@@ -224,7 +238,7 @@ def test_copies_share_memory() -> None:
     ])  # fmt: skip
 
 
-def test_objects_that_are_needed_stay() -> None:
+def test_objects_that_are_needed_stay(alone: Alone) -> None:
     said = alone([
         *WORKING,
         (i.destroy(2, 1), BUSY), (i.destroy(2, 2), BUSY), (i.destroy(2, 3), BUSY),
@@ -237,7 +251,7 @@ def test_objects_that_are_needed_stay() -> None:
     assert i.words(said[12])[4] == 4, "the new HWPT's id"
 
 
-def test_options() -> None:
+def test_options(alone: Alone) -> None:
     def option(id: int, op: int, object: int, value: int, reserved: int = 0) -> str:
         return i.ioctl(2, i.OPTION, "IHHIQ", id, op, reserved, object, value)
 
@@ -250,7 +264,7 @@ def test_options() -> None:
     ])  # fmt: skip
 
 
-def test_the_limit_of_locked_memory() -> None:
+def test_the_limit_of_locked_memory(alone: Alone) -> None:
     alone([
         *memory(), *OPENED, ("memlock 16384", 0), (i.ioas_map(2, 1, AT, 8 * PAGE, IOVA), 0),
         ("setuid 1000", 0),
@@ -260,7 +274,7 @@ def test_the_limit_of_locked_memory() -> None:
     ])  # fmt: skip
 
 
-def test_without_a_unit_there_is_no_device_file() -> None:
+def test_without_a_unit_there_is_no_device_file(alone: Alone) -> None:
     alone([("file 2 /dev/iommu", NOENT)], devices=("edu",))
 
 
