@@ -182,7 +182,7 @@ class Memory:
         at = self.offset(phys, size)
         self._maps[0][at : at + size] = data
         page = at >> 12
-        if at + size > page + 1 << 12 or self._code[page] or not self._dirty[page]:
+        if size and (at + size > page + 1 << 12 or self._code[page] or not self._dirty[page]):
             self._written(self._header_at, at, size)  # what it knows already need not be said again
         for observer in self.observers:
             observer(phys, size, by)

@@ -286,3 +286,12 @@ def test_random_code_changes_equal_a_model(seed: int) -> None:
             assert m.registers()["rax"] == values[called], f"seed {seed}, step {i}"
             if rng.random() < 0.2:
                 m.restore(m.snapshot())
+
+
+def test_a_write_of_nothing_at_the_end_of_memory() -> None:
+    with Machine(2 << 20) as m:
+        before = m.state_hash()
+        m.memory.write(2 << 20, b"", by="test")
+        assert m.state_hash() == before and m.memory.dirty() == []
+        with pytest.raises(AddressError):
+            m.memory.write(2 << 20, b"x", by="test")
