@@ -17,7 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emu.debug.chain import LINUX_CMDLINE
-from emu.debug.update import Options, Update
+from emu.debug.options import Options
+from emu.debug.update import Update
+from emu.debug.userspace import initramfs
 from emu.initproto import RecordReader, Transcript
 
 SPEC = "S:one F:0x1:4K:all"
@@ -72,7 +74,7 @@ def qemu(kernel: Path, lu: Path, extra: Sequence[str] = ()) -> float:
         raise RuntimeError("qemu-system-x86_64 is not installed: apt-get install qemu-system-x86")
     # The machine that the initramfs is taken from is never run.
     update = Update(_options(kernel, lu))
-    archive = update._initramfs()
+    archive = initramfs(update.options, update.chain)
     update.machine.close()
     with tempfile.TemporaryDirectory() as folder:
         initrd, pipe = Path(folder) / "initramfs", Path(folder) / "records"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +16,8 @@ from luo.abi_devices import IOMMU_COMPATIBLE, PCI_COMPATIBLE
 from luo.devices import PciCore, read_pci
 from luo.flb import FlbPage, read_page, text
 from luo.iommu import Iommu, read_iommu
-from luo.sessions import Session, read_sessions
+from luo.memfd import Memfd
+from luo.sessions import File, Session, read_sessions
 
 
 @dataclass
@@ -72,12 +74,25 @@ class Luo:
             elif flb.compatible == PCI_COMPATIBLE:
                 luo.pci = read_pci(handover, flb.data)
         luo.sessions, luo.chain = read_sessions(handover, sessions_phys)
-        files = [file for session in luo.sessions for file in session.files]
+        files = luo.files
         iommufds = [file.iommufd for file in files if file.iommufd]
         if iommufds or luo.iommu is not None:
             iommu.compare(handover, luo.iommu, iommufds)
         devices.compare(handover, luo.pci, [file.vfio for file in files if file.vfio], iommufds)
         return luo
+
+    @property
+    def files(self) -> list[File]:
+        """Of all sessions."""
+        return [file for session in self.sessions for file in session.files]
+
+    @property
+    def memfds(self) -> Iterator[tuple[Session, File, Memfd]]:
+        """The files of all sessions that are memory."""
+        for session in self.sessions:
+            for file in session.files:
+                if file.memfd is not None:
+                    yield session, file, file.memfd
 
     @property
     def understood(self) -> bool:
@@ -97,11 +112,9 @@ def payload_bytes(handover: Handover) -> int:
     if handover.luemu_test is not None:
         total += handover.luemu_test.bytes
     luo = Luo.read(handover)
-    for session in luo.sessions if luo else []:
-        for file in session.files:
-            if file.memfd is not None:
-                known = file.memfd.folio_order >= 0
-                total += int((np.int64(PAGE_SIZE) << file.memfd.folio_order[known]).sum())
+    for _, _, memfd in luo.memfds if luo else ():
+        known = memfd.folio_order >= 0
+        total += int((np.int64(PAGE_SIZE) << memfd.folio_order[known]).sum())
     return total
 
 

@@ -389,7 +389,7 @@ def _describe_luo(handover: Handover, luo: Luo, summary: bool) -> dict[str, Any]
         "file_bytes": sum(file.memfd.size for file in files if file.memfd is not None),
     }
     if not summary:
-        document["sessions"] = [_describe_session(handover, session) for session in luo.sessions]
+        document["sessions"] = [describe_session(handover, session) for session in luo.sessions]
     flbs = luo.flb_page.flbs if luo.flb_page else []
     document["flbs"] = [{"compatible": flb.compatible, "data": flb.data, "count": flb.count} for flb in flbs]
     if luo.iommu is not None:
@@ -399,7 +399,8 @@ def _describe_luo(handover: Handover, luo: Luo, summary: bool) -> dict[str, Any]
     return document
 
 
-def _describe_session(handover: Handover, session: Session) -> dict[str, Any]:
+def describe_session(handover: Handover, session: Session) -> dict[str, Any]:
+    """A session and its files, for JSON."""
     return {"name": session.name, "files": [_describe_file(handover, file) for file in session.files]}
 
 

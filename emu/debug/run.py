@@ -19,6 +19,7 @@ from typing import IO, Any
 from emu import pcap
 from emu.debug import dmacheck
 from emu.debug.faults import FAULTS, fault
+from emu.debug.options import MAX_INSTRUCTIONS, Options, split_command
 from emu.debug.output import (
     Paint,
     UsageError,
@@ -33,7 +34,8 @@ from emu.debug.output import (
 from emu.debug.phases import NAMES, Record
 from emu.debug.places import check_places
 from emu.debug.release import RELEASES, kernel_name
-from emu.debug.update import MAX_INSTRUCTIONS, Options, Result, Update, split_command
+from emu.debug.update import Update
+from emu.debug.verdict import Result
 from emu.debug.workloads import DEFAULT as DEFAULT_WORKLOAD
 from emu.debug.workloads import WORKLOADS, Stream, Workload, cache_line, workload
 from emu.devices.platform import EXTRAS

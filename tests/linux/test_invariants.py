@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 
 import pytest
 
-from emu.debug import guest, invariants
+from emu.debug import guest, invariants, outgoing
 from emu.debug.invariants import _CALLS, OBSERVED, RuntimeChecker, State
 from emu.debug.linux import Linux, LuoSession
 from emu.debug.symbols import Symbols
-from emu.debug.update import Update, _scratch
+from emu.debug.update import Update
 from emu.machine import Machine, Snapshot, StopKind
 from kho.abi import RESTORE_MAGIC
 from kho.handover import Handover
@@ -196,7 +196,8 @@ class Rig:
 
     def _moment(self, when: str) -> None:
         if when == "J":
-            self.handover = Handover.read(self.machine.memory, scratch=_scratch(self.machine, self.symbols))
+            scratch = outgoing.scratch(self.machine, self.symbols)
+            self.handover = Handover.read(self.machine.memory, scratch=scratch)
         self.checker.moment(when, self.generation, self.handover if when == "J" else None)
         if when == "J":
             self.generation += 1
@@ -342,7 +343,7 @@ def at_jump(rig: Rig, action: Callable[[], int | None]) -> int | None:
 @breaks("INV-3", "A")
 def pageblock_of_scratch_is_unmovable(rig: Rig) -> int | None:
     def tamper() -> int:
-        scratch = _scratch(rig.machine, rig.symbols)
+        scratch = outgoing.scratch(rig.machine, rig.symbols)
         assert scratch is not None
         area = int.from_bytes(rig.machine.memory.read(scratch.phys, 8).tobytes(), "little")
         root = rig.linux.pointer(rig.linux.pointer(rig.address("mem_section")))

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from emu.debug.update import Options, Result, Update
+from emu.debug.options import Options
+from emu.debug.update import Update
+from emu.debug.verdict import Result
 from tests.linux.build import CONFIGS, LinuxBuild, required
 
 pytestmark = pytest.mark.linux

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from emu.cli import main
-from emu.debug.update import Result, Update
+from emu.debug.update import Update
+from emu.debug.verdict import Result
 from emu.machine import Machine, StopKind
 from kho.handover import Handover
 from luo.check import TABLE

@@ -92,7 +92,8 @@ def live(linux: LinuxBuild, tmp_path_factory: pytest.TempPathFactory) -> Live:
             if when in ("J", "K"):
                 e = u.examined[-1]
                 # before the jump only the kernel's own variables know where the list is
-                scratch = None if e.scratch_phys is None else ScratchList(e.scratch_phys, 48)
+                at = e.handover.location.scratch_phys if e.handover is not None else None
+                scratch = None if at is None else ScratchList(at, 48)
                 parts = decode(m.memory, scratch if when == "J" else None, when)
                 found.documents[when], found.properties[when], found.reports[when] = parts
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from emu.debug.update import Result
+from emu.debug.verdict import Result
 from emu.initproto import DONE, EXIT, RECORD_HEADER, RECORD_MAGIC, RECORD_VERSION
 from emu.machine import StopKind
 from tests.linux import updates

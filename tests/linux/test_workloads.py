@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from emu.debug.update import Options, Result, Update
+from emu.debug.options import Options
+from emu.debug.update import Update
+from emu.debug.verdict import Result
 from emu.debug.workloads import workload
 from tests.linux.build import LinuxBuild
 

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from emu.debug.update import Options, Result, Update
+from emu.debug.options import Options
+from emu.debug.update import Update
+from emu.debug.verdict import Result
 from emu.machine import Machine, Stop, StopKind
 from kho.handover import Handover
 from luo.state import Luo

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from emu.debug.options import Options
 from emu.debug.release import Kernel
-from emu.debug.update import Options, Update
+from emu.debug.update import Update
 from emu.debug.view import View
 from emu.machine import Machine, StopKind
 
@@ -133,7 +134,7 @@ class Stage:
     @property
     def handover(self) -> Any:
         """What was handed over last, as it was at J."""
-        handover = self.update._handed_over
+        handover = self.update.examined[-1].handover
         assert handover is not None
         return handover
 

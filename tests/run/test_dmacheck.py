@@ -14,7 +14,8 @@ from emu.debug import dmacheck
 from emu.debug.dmacheck import PHASES, WRONGS, DmaViolation, DmaWatch
 from emu.debug.owners import OWNERS
 from emu.debug.release import Kernel
-from emu.debug.update import Result, Update
+from emu.debug.update import Update
+from emu.debug.verdict import Result
 from emu.debug.view import View
 from emu.devices.pci import COMMAND, PciFunction
 from emu.devices.vtd import TE, Vtd
@@ -295,7 +296,7 @@ def test_scratch_and_the_new_kernels_image() -> None:
     def act(m: Meddler) -> None:
         found = m.update.examined[-1]
         segments = [(g.phys, g.phys + g.size) for g in found.segments or ()]
-        pages = (p for a in found.scratch for p in range(a.phys, a.phys + a.size, 4096))
+        pages = (p for a in found.scratch or () for p in range(a.phys, a.phys + a.size, 4096))
         m.write(next(p for p in pages if not any(low <= p < high for low, high in segments)))
         m.write(segments[0][1] - 4096, bytes(1))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import kernels
-from emu.debug.update import Options
+from emu.debug.options import Options
 from tests.oracles import require
 from tests.run.typed import LIMIT, Typist
 

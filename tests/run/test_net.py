@@ -13,8 +13,10 @@ import pytest
 from emu.cli import main
 from emu.debug.dmacheck import PHASES
 from emu.debug.net import BLACKOUT, SHORT_TICKS
+from emu.debug.options import Options
 from emu.debug.phases import NAMES
-from emu.debug.update import Options, Result, Update
+from emu.debug.update import Update
+from emu.debug.verdict import Result
 from emu.debug.workloads import Stream, Workload, workload
 from emu.traffic import TrafficSpec
 

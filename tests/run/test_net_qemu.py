@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from emu.debug.net import NetReport
-from emu.debug.update import Options, Update
+from emu.debug.options import Options
+from emu.debug.update import Update
+from emu.debug.userspace import initramfs
 from emu.initproto import RecordReader, Transcript
 from emu.traffic import Frame
 from tests.guest.running import elf
@@ -40,7 +42,7 @@ def on_qemu(tmp_path: Path, old: str, new: str) -> tuple[Transcript, str]:
         after=["net check", "net wait 10", "net stop"], cmdline="vfio-pci.ids=8086:100e",
     )  # fmt: skip
     update = Update(work)
-    (tmp_path / "initramfs").write_bytes(update._initramfs())
+    (tmp_path / "initramfs").write_bytes(initramfs(update.options, update.chain))
     cmdline = f"{update.chain.command_line(0)} luemu.generation=0"
     update.machine.close()
     near, near_port = udp()

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from emu.debug.options import Options
 from emu.debug.own_luo import OBSERVED, File, LuoChecker, Session, Structures
-from emu.debug.update import Options, Update
+from emu.debug.update import Update
 from emu.debug.view import PG_PINNED
 from kernels.build import project_root
 from tests.run.stages import LIMIT, MEMORY, Outcome, Stage

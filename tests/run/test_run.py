@@ -16,6 +16,7 @@ from emu.cli import main
 from emu.debug.chain import Chain
 from emu.debug.phases import IDS
 from emu.debug.update import Update
+from emu.debug.userspace import initramfs
 from emu.machine import Machine
 from tests.run.stages import LIMIT, MEMORY, options
 
@@ -116,10 +117,10 @@ def test_watching_changes_nothing(run: Run) -> None:
     d = run()
     chain = Chain.open("old", ["new"], 1, cmdline=f"test_kho.max_mem={256 << 10}")
     u = Update(options(cmdline=f"test_kho.max_mem={256 << 10}"))
-    initramfs = u._initramfs()
+    archive = initramfs(u.options, u.chain)
     u.machine.close()
     with Machine(MEMORY) as m:
-        m.boot(Boot(chain.kernel(0).image, f"{chain.command_line(0)} luemu.generation=0", initramfs))
+        m.boot(Boot(chain.kernel(0).image, f"{chain.command_line(0)} luemu.generation=0", archive))
         stop = m.run(max_instructions=LIMIT)
         assert (m.state_hash(), stop.ticks) == (d["state_hash"], d["end"]["ticks"])
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from emu.debug.update import Options, Result, Update
+from emu.debug.options import Options
+from emu.debug.update import Update
+from emu.debug.verdict import Result
 from emu.machine import StopKind
 
 PROMPT = "/ # "

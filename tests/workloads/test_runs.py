@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from emu.cli import main
-from emu.debug.update import Options, Update
+from emu.debug.chain import Chain
+from emu.debug.options import Options
+from emu.debug.update import Update
+from emu.debug.userspace import initramfs
 from emu.debug.workloads import DEFAULT, WORKLOADS, CacheReport, Ledger, workload
 from emu.errors import ConfigError
 from emu.machine import Machine
@@ -365,7 +368,4 @@ def test_bad_usage(words: list[str], message: str, capsys: pytest.CaptureFixture
 def test_a_program_that_is_not_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("kernels.BIN_DIR", tmp_path)
     with pytest.raises(ConfigError, match="is missing: guests are built when luemu is installed"):
-        u = object.__new__(Update)
-        u.options = Options("old", "new", programs=["cache"])
-        u.chain = type("Nothing", (), {"init": None, "files": lambda self: {}})()
-        u._initramfs()
+        initramfs(Options("old", "new", programs=["cache"]), Chain([], 0))
