@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -230,6 +231,7 @@ class Cpu:
         if words != len(STATE_WORDS):
             raise UnsupportedHost(f"the native core is stale ({words} state words): reinstall the project")
         self._words = words
+        self._unpack = struct.Struct(f"={words}Q").unpack
         self._map()
         self._features()
 
@@ -389,7 +391,7 @@ class Cpu:
         """The architectural state, one integer for each of `STATE_WORDS`."""
         out = (U64 * self._words)()
         self.lib.core.core_state_save(self.core, out)
-        return list(out)
+        return list(self._unpack(out))
 
     def load_words(self, words: Sequence[int]) -> None:
         """Set the architectural state. Raises ConfigError for a wrong number of words."""

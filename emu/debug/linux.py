@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emu.debug.guest import KernelMemory, UnknownLayout
+from emu.debug.luo_rules import File, Session
 from emu.debug.struct_pages import StructPages
 from emu.debug.symbols import Symbols
 from emu.machine import Machine
@@ -63,29 +64,6 @@ class Region:
     def end(self) -> int:
         """First address after it."""
         return self.base + self.size
-
-
-@dataclass(frozen=True)
-class LuoFile:
-    """struct luo_file. ``file`` is the address of its struct file, 0 before it is retrieved."""
-
-    address: int
-    compatible: str
-    file: int
-    data: int
-    token: int
-    retrieve_status: int
-
-
-@dataclass(frozen=True)
-class LuoSession:
-    """struct luo_session. ``file_set`` is the virtual address of its struct luo_file_set."""
-
-    address: int
-    name: str
-    retrieved: bool
-    file_set: int
-    files: list[LuoFile]
 
 
 class Linux(KernelMemory):
@@ -317,19 +295,19 @@ class Linux(KernelMemory):
             last, at = at, self.pointer(at)
         raise UnknownLayout(f"the list at {head:#x} does not end")
 
-    def sessions(self, which: str) -> list[LuoSession]:
+    def sessions(self, which: str) -> list[Session]:
         """The "incoming" or "outgoing" sessions of struct luo_session_global."""
         at = self.session_header(which)
         count = self.number(at)
-        out: list[LuoSession] = []
+        out: list[Session] = []
         for entry in self._list(at + 8):
             session = entry - _NAME
             retrieved = self.number(session + 80, 1)
             name = self.text(session, _NAME)
             if retrieved > 1 or not name:
                 raise UnknownLayout(f"the structure at {session:#x} is no session")
-            out.append(LuoSession(session, name, bool(retrieved), session + _FILE_SET,
-                                  self.files(session + _FILE_SET)))  # fmt: skip
+            file_set = session + _FILE_SET
+            out.append(Session(session, name, file_set, self.files(file_set)))
         if len(out) != count:
             raise UnknownLayout(f"there are {len(out)} {which} sessions, {count} are counted")
         return out
@@ -368,7 +346,7 @@ class Linux(KernelMemory):
             raise UnknownLayout("the outgoing sessions have no blocks")
         return self.number(at + found + 24)
 
-    def files(self, file_set: int) -> list[LuoFile]:
+    def files(self, file_set: int) -> list[File]:
         """struct luo_file of each file of a struct luo_file_set: files_list, block_set, count."""
         count = self.number(file_set + 72)
         if (self.number(file_set + 48), self.number(file_set + 56)) != (64, 63):
@@ -389,7 +367,7 @@ class Linux(KernelMemory):
         """Physical address of the first block that a set's files are written to, 0 if none."""
         return self.number(file_set + 40)
 
-    def _file(self, at: int, token: int) -> LuoFile:
+    def _file(self, at: int, token: int) -> File:
         handler = self.pointer(at)  # struct liveupdate_file_handler: ops, compatible
         self.pointer(handler)
         compatible = self.text(handler + 8, 48)
@@ -399,7 +377,7 @@ class Linux(KernelMemory):
             raise UnknownLayout(f"the structure at {at:#x} is no file of LUO")
         if file and file < KERNEL_SPACE:
             raise UnknownLayout(f"the structure at {at:#x} is no file of LUO")
-        return LuoFile(at, compatible, file, data, self.number(at + token), status)
+        return File(at, compatible, file, data, self.number(at + token))
 
     def inode(self, file: int) -> int:
         """struct inode of a struct file. Where its pointer is, is read from the code of memfd_luo_get_id."""

@@ -3,7 +3,7 @@
 It watches the kernels from their probes and looks into their structures by debug information
 (`emu.debug.view`), at those points and at the moments J, K, F and the end. It changes nothing of the run and
 believes nothing that a kernel says of itself: what a kernel counts is counted again. `emu.debug.invariants`
-does the same for Linux; the two share nothing, as what they look at shares nothing.
+does the same for Linux; the two share no more than what LUO's rows demand (`emu.debug.luo_rules`).
 
 What a kernel does as the one that hands over belongs to the update that it begins, what it does as the one
 that was handed over to belongs to the update before.
@@ -21,11 +21,13 @@ import numpy as np
 from emu.debug import guest
 from emu.debug.dmacheck import Reference
 from emu.debug.guest import UnknownLayout
-from emu.debug.own_luo import EVENTS, FUNCTIONS, Call, LuoChecker
+from emu.debug.own_luo import EVENTS, FUNCTIONS, LuoChecker
 from emu.debug.own_luo import OBSERVED as OBSERVED_OF_LUO
+from emu.debug.own_part import Call
 from emu.debug.release import Kernel
 from emu.debug.sdt import Probe
 from emu.debug.struct_pages import StructPages
+from emu.debug.then import differs
 from emu.debug.view import PG_BUDDY, PG_RESERVED, RSRV_NOINIT, View, took_handover
 from emu.errors import AddressError, ImageError
 from emu.machine import Machine, Snapshot
@@ -321,7 +323,7 @@ class OwnChecker:
                 raise UnknownLayout("the kernel did not announce the end of its preparations")
             hardware = _written_by_shutdown(handover)
             for phys in metadata_pages(handover).tolist():
-                if phys and phys not in hardware and self._differs(now.shut_down, phys):
+                if phys and phys not in hardware and differs(self.machine, now.shut_down, phys):
                     message = "a page of metadata changed between the point of no return and the jump"
                     self.violate("INV-49", "J", message, phys, sender=True)
         with self.checking("INV-39", sender=True):
@@ -338,13 +340,6 @@ class OwnChecker:
         elif metadata.kexec_count != expected:
             message = f"the next kexec count is {metadata.kexec_count}, not {expected}"
             self.violate("INV-39", when, message, phys, sender)
-
-    def _differs(self, then: Snapshot | Reference, phys: int) -> bool:
-        """Whether a page is not what it was in a snapshot, or what it has to be."""
-        memory = self.machine.memory
-        old = then.page(memory.offset(phys, PAGE_SIZE) // PAGE_SIZE)
-        now = memory.read(phys, PAGE_SIZE)
-        return bool(now.any()) if old is None else not np.array_equal(old, now)
 
     def _check_scratch_type(self, when: str, sender: bool) -> None:
         with self.checking("INV-3", sender):
@@ -511,7 +506,7 @@ class OwnChecker:
         with self.checking("INV-26"):
             then = self.reference() or received.snapshot
             for page in range(phys, phys + size, PAGE_SIZE):
-                if page not in received.metadata and self._differs(then, page):
+                if page not in received.metadata and differs(self.machine, then, page):
                     message = "a preserved page is not what it was at J when it is restored"
                     self.violate("INV-26", "run", message, page)
 

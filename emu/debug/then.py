@@ -51,4 +51,12 @@ class MemoryThen(MemoryNow):
         return view
 
 
-__all__ = ["MemoryNow", "MemoryThen"]
+def differs(machine: Machine, then: Snapshot | Reference, phys: int) -> bool:
+    """Whether a page is not what it was, or has to be."""
+    memory = machine.memory
+    old = then.page(memory.offset(phys, PAGE) // PAGE)
+    now = memory.read(phys, PAGE)
+    return bool(now.any()) if old is None else not np.array_equal(old, now)
+
+
+__all__ = ["MemoryNow", "MemoryThen", "differs"]

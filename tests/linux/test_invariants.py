@@ -17,9 +17,11 @@ from typing import Any, ClassVar
 
 import pytest
 
-from emu.debug import guest, invariants, outgoing
-from emu.debug.invariants import _CALLS, OBSERVED, RuntimeChecker, State
-from emu.debug.linux import Linux, LuoSession
+from emu.debug import guest, linux_restore, outgoing
+from emu.debug.invariants import FUNCTIONS, OBSERVED, RuntimeChecker
+from emu.debug.linux import Linux
+from emu.debug.linux_state import State
+from emu.debug.luo_rules import Session
 from emu.debug.symbols import Symbols
 from emu.debug.update import Update
 from emu.machine import Machine, Snapshot, StopKind
@@ -78,7 +80,7 @@ def test_flbs(linux: LinuxBuild) -> None:
 
 def test_too_many_blocks_to_watch(linux: LinuxBuild, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next kernel is watched again."""
-    monkeypatch.setattr(invariants, "RESTORES_MAX", 4)
+    monkeypatch.setattr(linux_restore, "RESTORES_MAX", 4)
     spec = "S:one F:0x1:64K:all"
     result = updates.run(
         linux, before=[f"lu s1 {spec}"], after=[f"lu s2 {spec}"], updates=2, max_instructions=2**34
@@ -172,7 +174,7 @@ class Rig:
     STOPS = ("kernel_kexec", "start_kernel", "misc_open")
 
     def __post_init__(self) -> None:
-        for name in (*_CALLS, *self.MOMENTS, *self.STOPS):
+        for name in (*FUNCTIONS, *self.MOMENTS, *self.STOPS):
             if self.symbols.address(name) is not None:
                 self.machine.probe(self.address(name), self._entered(name))
         self.checker = RuntimeChecker(self.machine, [self.symbols])
@@ -226,7 +228,7 @@ class Rig:
         self.generation, self.handover = stage.generation, stage.handover
         self.actions.clear()
         for flb in self.checker.state.kernel.flbs:
-            self.checker.flb_learn(flb)
+            self.checker.flbs.learn(flb)
 
     # ---- looking and tampering -----------------------------------------------------------------
 
@@ -263,7 +265,7 @@ class Rig:
             self.put(0x2000 + 8 * i, word)
         return base + 0x2000
 
-    def sessions(self, which: str) -> list[LuoSession]:
+    def sessions(self, which: str) -> list[Session]:
         return self.linux.sessions(which)
 
 
@@ -381,7 +383,7 @@ def file_in_two_sessions(rig: Rig) -> int | None:
 
 def failed_again(rig: Rig) -> None:
     rig.checker.state.kernel.serialize = "running"
-    rig.checker.serialize_returned(22)
+    rig.checker.sender.serialize_returned(22)
 
 
 @breaks("INV-22", "failed")
@@ -899,7 +901,7 @@ def flb_counts_too_many(rig: Rig) -> int | None:
 @breaks("INV-44", "user with FLBs")
 def flb_is_retrieved_again(rig: Rig) -> int | None:
     flb = next(iter(rig.checker.state.kernel.flbs))
-    rig.checker.flb_called("retrieve", {"rdi": rig.memory_with(flb)})
+    rig.checker.flbs.called("retrieve", {"rdi": rig.memory_with(flb)})
     return guest.translate(rig.machine, flb)
 
 
@@ -908,7 +910,7 @@ def flb_is_finished_without_retrieve(rig: Rig) -> int | None:
     k = rig.checker.state.kernel
     flb = next(iter(k.flbs))
     k.flb_events.clear()
-    rig.checker.flb_called("finish", {"rdi": rig.memory_with(flb)})
+    rig.checker.flbs.called("finish", {"rdi": rig.memory_with(flb)})
     return guest.translate(rig.machine, flb)
 
 

@@ -11,7 +11,8 @@ from collections import Counter
 from typing import Any
 
 from emu.debug.guest import UnknownLayout
-from emu.debug.own_luo import File, Structures
+from emu.debug.luo_rules import File
+from emu.debug.own_structures import Structures
 from emu.debug.view import PG_PINNED, View
 from kho.handover import Handover
 from kho.setup_data import ScratchList

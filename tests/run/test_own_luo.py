@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from emu.debug.luo_rules import File, Session
 from emu.debug.options import Options
-from emu.debug.own_luo import OBSERVED, File, LuoChecker, Session, Structures
+from emu.debug.own_luo import OBSERVED, LuoChecker
+from emu.debug.own_structures import Structures
 from emu.debug.update import Update
 from emu.debug.view import PG_PINNED
 from kernels.build import project_root
@@ -146,7 +148,7 @@ def calls_are_let_in_again(s: Stage) -> None:
 
 
 def file_is_preserved_after_serialization(s: Stage) -> None:
-    s.at("machine_kexec", lambda s: tell(s, "luo_preserve_file", rdi=session(s, "outgoing").set))
+    s.at("machine_kexec", lambda s: tell(s, "luo_preserve_file", rdi=session(s, "outgoing").file_set))
 
 
 def freeze_during_shutdown(s: Stage) -> None:
