@@ -18,12 +18,12 @@ from luo.abi_devices import (
     PCI_COMPATIBLE,
     PCI_FUNCTION,
     PCI_FUNCTIONS,
-    PCI_SIZE,
     VFIO,
     VFIO_FLAGS,
     bdf,
     checksum,
 )
+from luo.flb import read_record
 from luo.iommu import Iommufd
 
 
@@ -72,16 +72,11 @@ class VfioDevice:
 def read_pci(handover: Handover, phys: int) -> PciCore | None:
     """Decode the record; None when there is none."""
     findings = handover.findings
-    if not phys or phys % PAGE_SIZE or not handover.reader.contains(phys, PCI_SIZE):
-        findings.add("INV-21", f"the data of {PCI_COMPATIBLE}, {phys:#x}, is not a page in RAM", phys)
+    record = read_record(handover, phys, PCI_COMPATIBLE, "the record of the PCI core")
+    if record is None:
         return None
-    owner = handover.preserved.owner(PCI_COMPATIBLE)
-    handover.own_page(owner, phys, lost="INV-21", what="the record of the PCI core")
-    data = handover.reader.bytes(phys, PCI_SIZE)
-    total, count, reserved, more = PCI.unpack_from(data)
-    if total != checksum(data[8:]):
-        findings.add("INV-21", "the checksum of the record of the PCI core is wrong", phys)
-        return None
+    _, data = record
+    _, count, reserved, more = PCI.unpack_from(data)
     if count > PCI_FUNCTIONS or reserved or any(more):
         findings.add("INV-21", f"the record of the PCI core has {count} functions, or a reserved field", phys)
         return None

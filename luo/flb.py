@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from kho.abi import PAGE_SIZE
 from kho.handover import Handover
 from luo.abi import FILE_COMPATIBLE_SIZE, FLB, FLB_HEADER, FLB_MAX
+from luo.abi_devices import checksum
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,21 @@ def read_page(handover: Handover, phys: int) -> FlbPage | None:
         names.add(name)
         page.flbs.append(Flb(text(name), handle, users))
     return page
+
+
+def read_record(handover: Handover, phys: int, compatible: str, what: str) -> tuple[int, bytes] | None:
+    """The data of an FLB, if they are a page with a checksum, as (owner, bytes). Findings are INV-21."""
+    findings = handover.findings
+    if not phys or phys % PAGE_SIZE or not handover.reader.contains(phys, PAGE_SIZE):
+        findings.add("INV-21", f"the data of {compatible}, {phys:#x}, is not a page in RAM", phys)
+        return None
+    owner = handover.preserved.owner(compatible)
+    handover.own_page(owner, phys, lost="INV-21", what=what)
+    data = handover.reader.bytes(phys, PAGE_SIZE)
+    if int.from_bytes(data[:8], "little") != checksum(data[8:]):
+        findings.add("INV-21", f"the checksum of {what} is wrong", phys)
+        return None
+    return owner, data
 
 
 def pack_page(flbs: Sequence[Flb]) -> bytes:

@@ -45,6 +45,7 @@ from luo.abi_devices import (
     bdf,
     checksum,
 )
+from luo.flb import read_record
 
 
 @dataclass(frozen=True)
@@ -143,16 +144,11 @@ class Iommufd:
 def read_iommu(handover: Handover, phys: int) -> Iommu | None:
     """Decode the record and all tables; None when there is none."""
     findings = handover.findings
-    if not phys or phys % PAGE_SIZE or not handover.reader.contains(phys, IOMMU_SIZE):
-        findings.add("INV-21", f"the data of {IOMMU_COMPATIBLE}, {phys:#x}, is not a page in RAM", phys)
+    record = read_record(handover, phys, IOMMU_COMPATIBLE, "the record of DMA remapping")
+    if record is None:
         return None
-    owner = handover.preserved.owner(IOMMU_COMPATIBLE)
-    handover.own_page(owner, phys, lost="INV-21", what="the record of DMA remapping")
-    data = handover.reader.bytes(phys, IOMMU_SIZE)
-    total, *counts, reserved, unit, cap, ecap, root, interrupts, more = IOMMU.unpack_from(data)
-    if total != checksum(data[8:]):
-        findings.add("INV-21", "the checksum of the record of DMA remapping is wrong", phys)
-        return None
+    owner, data = record
+    _, *counts, reserved, unit, cap, ecap, root, interrupts, more = IOMMU.unpack_from(data)
     limits = (IOMMU_DOMAINS, IOMMU_DEVICES, IOMMU_FILES)
     if any(count > limit for count, limit in zip(counts, limits, strict=True)):
         findings.add("INV-21", f"the record of DMA remapping counts {counts}", phys)

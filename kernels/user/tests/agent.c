@@ -28,6 +28,7 @@
 #include <termios.h>
 #include <unistd.h>
 #include <linux/liveupdate.h>
+#include "hold.h"
 
 #define SLOT_BASE	100
 #define SLOTS		20000
@@ -439,20 +440,6 @@ static void carry_out(char *line)
 	else
 		r = -ENOSYS;
 	fprintf(answers, "%ld\n", r);
-}
-
-/* Everything stays open in a process that nobody waits for. */
-static void hold(void)
-{
-	fflush(NULL);
-	if (fork())
-		return;
-	setsid();
-	close(0);
-	close(1);
-	close(2);
-	for (;;)
-		pause();
 }
 
 static int as_init(void)

@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 #include <linux/liveupdate.h>
+#include "hold.h"
 
 static unsigned long long now(void)
 {
@@ -103,16 +104,7 @@ int main(int argc, char **argv)
 	cost("open", 0, since);
 	for (int i = 2; i < argc; i++)
 		(old ? in_old : in_new)(device, strtoull(argv[i], NULL, 0));
-	if (old) {
-		fflush(stdout);
-		if (!fork()) {
-			setsid();
-			close(0);
-			close(1);
-			close(2);
-			for (;;)
-				pause();
-		}
-	}
+	if (old)
+		hold();
 	return 0;
 }

@@ -6,6 +6,7 @@
  * Words: intx, msi (interrupts on), ack (the cause of an interrupt is acknowledged), raise (one is pending, unread),
  * and what else is tried; see main(). Tokens are 1 memory, 2 iommufd, 3 device. */
 #include "t.h"
+#include "hold.h"
 #include <linux/iommufd.h>
 #include <linux/liveupdate.h>
 #include <linux/memfd.h>
@@ -165,17 +166,6 @@ static void create_session(void)
 		luo = open("/dev/liveupdate", O_RDWR);
 	session = ioctl(luo, LIVEUPDATE_IOCTL_CREATE_SESSION, &s) < 0 ? -1 : s.fd;
 	C(session >= 0);
-}
-
-static void hold(void)
-{
-	fflush(NULL);
-	if (fork())
-		_exit(0);
-	setsid();
-	close(0), close(1), close(2);
-	while (1)
-		pause();
 }
 
 /* One more device, in the same address space. The calls above are for it while this runs. */
@@ -356,6 +346,7 @@ static void before(void)
 	if (has("fail"))
 		fail();
 	hold();
+	_exit(0);
 }
 
 /* What must work whoever did what before. */
@@ -470,6 +461,7 @@ static void after(void)
 		T(preserve(iommu, 2));
 		T(preserve(device, 3));
 		hold();
+		_exit(0);
 	}
 	ioas = 2;
 	T(map(0x800000, memory, 4096));

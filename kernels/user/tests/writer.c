@@ -16,6 +16,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include <linux/liveupdate.h>
+#include "hold.h"
 
 static void fail(const char *what)
 {
@@ -73,14 +74,6 @@ int main(int argc, char **argv)
 	}
 	for (size_t i = 0; i < pages; i++)
 		printf("page %zu %llu\n", i, (unsigned long long)kept[i]);
-	fflush(stdout);
-	if (!fork()) {
-		setsid();
-		close(0);
-		close(1);
-		close(2);
-		for (;;)
-			pause();
-	}
+	hold();
 	return 0;
 }
