@@ -211,6 +211,9 @@ class Cpu:
         self.apic_id = apic_id
         self.wiring = wiring
         self.failure: BaseException | None = None
+        self._looking = False
+        self._seen: dict[str, int] | None = None
+        """registers, while an observer looks and nothing runs"""
         self._callbacks = self._make_callbacks(wiring)
         self.engine = Engine(lib)
         core = lib.core.core_new(
@@ -328,6 +331,16 @@ class Cpu:
             vector = w.acknowledge(now)
             return -1 if vector is None else vector
 
+        def looking(observer: Callable[..., Any]) -> Callable[..., Any]:
+            def look(*args: int) -> Any:
+                self._looking = True
+                try:
+                    return observer(*args)
+                finally:
+                    self._looking, self._seen = False, None
+
+            return look
+
         def msr_read(msr: int, out: Any, now: int) -> int:
             value = w.msr_read(msr, now)
             if value is None:
@@ -346,8 +359,8 @@ class Cpu:
             msr_write=_MSR_WRITE(guard(lambda m, v, now: int(w.msr_write(m, v, now)), 1)),
             cr8_read=_CR8_READ(guard(lambda now: w.cr8_read(), 0)),
             cr8_write=_CR8_WRITE(guard(w.cr8_write, None)),
-            probe=_PROBE(guard(lambda pc, now: int(w.probe(pc, now)), 1)),
-            user=_EVENTS(guard(w.user, None)),
+            probe=_PROBE(guard(looking(lambda pc, now: int(w.probe(pc, now))), 1)),
+            user=_EVENTS(guard(looking(w.user), None)),
         )
 
     # ---- running -----------------------------------------------------------------------------
@@ -397,6 +410,7 @@ class Cpu:
         """Set the architectural state. Raises ConfigError for a wrong number of words."""
         if len(words) != self._words:
             raise ConfigError(f"CPU state has {len(words)} words, not {self._words}")
+        self._seen = None
         self.lib.core.core_state_load(self.core, (U64 * self._words)(*words))
 
     def freeze(self) -> tuple[bytes, bytes]:
@@ -411,6 +425,7 @@ class Cpu:
 
     def thaw(self, frozen: tuple[bytes, bytes]) -> None:
         """Take over what `freeze` returned."""
+        self._seen = None
         words, tlb = frozen
         self.lib.core.core_state_load(self.core, words)
         self.lib.core.core_tlb_load(self.core, tlb, U64(len(tlb) // 16))
@@ -418,7 +433,12 @@ class Cpu:
 
     def registers(self) -> dict[str, int]:
         """The architectural state by name."""
-        return dict(zip(STATE_WORDS, self.words(), strict=True))
+        found = self._seen
+        if found is None:
+            found = dict(zip(STATE_WORDS, self.words(), strict=True))
+            if self._looking:
+                self._seen = found
+        return dict(found)
 
     def set_registers(self, **values: int) -> None:
         """Change some words by name (dots as double underscores: ``cs__base``)."""

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from kho.abi import PAGE_SIZE, RADIX
+from kho.abi import PAGE_SHIFT, PAGE_SIZE, RADIX
 from kho.memory import Words
 from kho.radix import Orders, encode_keys
 
@@ -136,7 +136,7 @@ class PreservedSet:
             index += 1
         return found
 
-    @property
+    @cached_property
     def overlapping(self) -> bool:
         """Whether any two blocks share a page."""
         return len(self._start) > 1 and bool((self._start[1:] < self._reach[:-1]).any())
@@ -205,6 +205,18 @@ class PreservedSet:
             return True, True
         self._owner[index] = owner
         return True, False
+
+    def claim_pages(self, owner: int, phys: Words) -> bool:
+        """Claim aligned pages that are each preserved by themselves and nobody's yet. False if one is
+        not; then none is claimed."""
+        keys = phys >> np.uint64(PAGE_SHIFT) | np.uint64(1 << RADIX.marker_max)
+        index = self.keys.searchsorted(keys)
+        if index.max(initial=0) >= len(self.keys) or (self.keys[index] != keys).any():
+            return False
+        if self._owner[index].any() or len(set(index.tolist())) < len(index):
+            return False
+        self._owner[index] = owner
+        return True
 
     def _page_index(self, phys: int) -> int:
         key = np.uint64(RADIX.key(phys, 0))

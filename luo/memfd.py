@@ -103,9 +103,44 @@ def read_memfd(handover: Handover, phys: int, owner: int) -> Memfd | None:
             findings.add("INV-25", "an empty memfd has an array of folios", phys)
         memfd.complete = True
         return memfd
-    if _read_array(handover, memfd, owner):
+    if not _read_small(handover, memfd, owner) and _read_array(handover, memfd, owner):
         _read_folios(handover, memfd, owner)
     return memfd
+
+
+def _read_small(handover: Handover, memfd: Memfd, owner: int) -> bool:
+    """The usual file, of which there may be thousands: some single pages in order, listed in an array of one
+    page, and nothing is wrong with any of it. False: it is another one, and nothing has been touched."""
+    reader, preserved, descriptor = handover.reader, handover.preserved, memfd.descriptor
+    first, pages = descriptor.first, memfd.nr_folios
+    if (
+        (descriptor.order, descriptor.total_pages, pages) != (0, 1, -(-memfd.size // PAGE_SIZE))
+        or pages > PAGE_SIZE // FOLIO_SIZE
+        or first % PAGE_SIZE
+        or not reader.contains(first, PAGE_SIZE)
+        or not handover.tree_is_whole
+        or preserved.overlapping
+    ):
+        return False
+    chunk = reader.page(first)
+    array = int(chunk[1])
+    if chunk[0] or chunk[2:].any() or not array or array % PAGE_SIZE:
+        return False
+    if not reader.contains(array, PAGE_SIZE):
+        return False
+    entries = np.ascontiguousarray(reader.read(array, pages * FOLIO_SIZE)).view(FOLIO_DTYPE)
+    words, index = entries["word"], entries["index"].astype(np.uint64)
+    phys = words << np.uint64(64 - FOLIO_PFN_BITS) >> np.uint64(64 - FOLIO_PFN_BITS - PAGE_SHIFT)
+    flags = words >> np.uint64(FOLIO_PFN_BITS)
+    good = (flags == FOLIO_FLAGS) & (phys != 0) & (index == np.arange(pages, dtype=np.uint64))
+    listing = np.array([first, array], dtype=np.uint64)
+    if not good.all() or not preserved.claim_pages(owner, np.concatenate((listing, phys))):
+        return False
+    memfd.area = Area(descriptor, [first], listing[1:])
+    memfd.folio_phys, memfd.folio_flags, memfd.folio_index = phys, flags, index
+    memfd.folio_order = np.zeros(pages, dtype=np.int64)
+    memfd.complete = True
+    return True
 
 
 def _plausible(handover: Handover, memfd: Memfd) -> bool:
