@@ -15,7 +15,8 @@ import pytest
 from emu.boot import Boot
 from emu.cli import main
 from emu.debug.net import NetReport, Sent
-from emu.debug.update import Options, Update
+from emu.debug.options import Options
+from emu.debug.update import Update
 from emu.devices.pci import PciFunction
 from emu.devices.vtd import EIME, IRE, QIE, TE, Vtd
 from emu.initramfs import Initramfs
