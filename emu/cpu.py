@@ -432,13 +432,13 @@ class Cpu:
         self.lib.core.core_forget_probe(self.core)
 
     def registers(self) -> dict[str, int]:
-        """The architectural state by name."""
+        """The architectural state by name, to be read only."""
         found = self._seen
         if found is None:
             found = dict(zip(STATE_WORDS, self.words(), strict=True))
             if self._looking:
                 self._seen = found
-        return dict(found)
+        return found
 
     def set_registers(self, **values: int) -> None:
         """Change some words by name (dots as double underscores: ``cs__base``)."""

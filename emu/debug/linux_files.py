@@ -99,7 +99,7 @@ class Files(Part):
             return
         with self.checking("INV-41"):
             handle = self.linux.number(r["rdi"] + 24)
-            message = luo_rules.wrong_retrieve(handle, k.received.files, k.retrieved | k.finished)
+            message = luo_rules.wrong_retrieve(handle, k.received.files, k.retrieved, k.finished)
             if message:
                 self.broken("INV-41", message, handle)
             else:

@@ -141,11 +141,11 @@ def _first_difference(one: Sequence[object], other: Sequence[object]) -> int:
     return next((i for i in range(shorter) if one[i] != other[i]), shorter)
 
 
-def wrong_retrieve(handle: int, files: Mapping[int, SerializedFile], done: Collection[int]) -> str:
+def wrong_retrieve(handle: int, files: Mapping[int, SerializedFile], *done: Collection[int]) -> str:
     """INV-41: a file's handler is asked to retrieve it; ``done``: those retrieved or finished already."""
     if handle not in files:
         return "a file is retrieved that was not serialized"
-    return f"the {files[handle]} is retrieved again" if handle in done else ""
+    return f"the {files[handle]} is retrieved again" if any(handle in d for d in done) else ""
 
 
 def wrong_finish(

@@ -119,7 +119,7 @@ class Files(Part):
     def _retrieve(self, r: Registers, arguments: Arguments) -> None:
         with self.checking("INV-41"):
             file = handle(self.structures(), r["rdi"])
-            message = luo_rules.wrong_retrieve(file, self._files, self._retrieved | self._finished)
+            message = luo_rules.wrong_retrieve(file, self._files, self._retrieved, self._finished)
             if message:
                 self.broken("INV-41", message, file)
             self._retrieved.add(file)

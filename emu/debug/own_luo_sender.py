@@ -192,10 +192,9 @@ class Sender(Part):
                 self.broken("INV-50", "sessions are handed over that were not serialized", luo.phys)
         if self._preserved:
             with self.checking("INV-27"):
-                s = self.structures()
-                for _, _, memfd in luo.memfds:
-                    if memfd.phys in self._preserved:
-                        self._check_memfd(s, memfd, self._preserved[memfd.phys])
+                s, then = self.structures(), self._preserved
+                mine = [memfd for _, _, memfd in luo.memfds if memfd.phys in then]
+                self._check_folios(s, [m for m in mine if self._check_memfd(s, m, then[m.phys])])
         if self.serialized == "done":
             with self.checking("INV-47"):
                 s = self.structures()
@@ -203,30 +202,37 @@ class Sender(Part):
                 if not s.view.number(gate, 1) or s.view.number(s.local(_SERIALIZE, "readers")):
                     self.broken("INV-47", "calls are no longer locked out at the jump", s.where(gate))
 
-    def _check_memfd(self, s: Structures, memfd: Memfd, then: _Preserved) -> None:
-        """INV-27: a file at J against what was preserved."""
-
-        def broken(message: str, phys: int | None) -> None:
-            self.broken("INV-27", message, phys)
-
+    def _check_memfd(self, s: Structures, memfd: Memfd, then: _Preserved) -> bool:
+        """Size and folios are those of a file when it was preserved; whether the folios are."""
         if memfd.size != then.size:
-            broken(f"the size of a preserved file changed from {then.size} to {memfd.size}", memfd.phys)
+            message = f"the size of a preserved file changed from {then.size} to {memfd.size}"
+            self.broken("INV-27", message, memfd.phys)
         elif s.view.member(then.inode, "inode", "size") != then.size:
-            broken("a preserved file has another size than its record", s.where(then.inode))
+            self.broken("INV-27", "a preserved file has another size than its record", s.where(then.inode))
         if memfd.area is None or memfd.area.problems:
-            return
+            return False
         now = memfd.area.read(Reader(self.judge.machine.memory), 16 * memfd.nr_folios)
         if np.ascontiguousarray(now).tobytes() != then.array:
-            broken("the pages of a preserved file are others than those preserved", memfd.phys)
-            return
-        view = s.view
-        for phys in memfd.folio_phys[view.page_member(memfd.folio_phys, "flags") & PG_PINNED == 0].tolist():
-            broken("a folio of a preserved file is not pinned", phys)
-        mapping = view.member(then.inode, "inode", "shmem") + view.struct("shmem").offset("mapping")
-        theirs = view.page_member(memfd.folio_phys, "mapping").view(np.uint64)
-        index = view.page_member(memfd.folio_phys, "index").view(np.uint64)
-        for phys in memfd.folio_phys[(theirs != np.uint64(mapping)) | (index != memfd.folio_index)].tolist():
-            broken("a folio is no longer in the file that was preserved with it", phys)
+            message = "the pages of a preserved file are others than those preserved"
+            self.broken("INV-27", message, memfd.phys)
+            return False
+        return True
+
+    def _check_folios(self, s: Structures, memfds: list[Memfd]) -> None:
+        """They are pinned, and where they were in their file. All struct pages are read at once."""
+        folios = np.concatenate([m.folio_phys for m in memfds] or [np.empty(0, np.uint64)])
+        flags, mapping, index = (s.view.page_member(folios, name) for name in ("flags", "mapping", "index"))
+        end = 0
+        for memfd in memfds:
+            mine = slice(end, end := end + len(memfd.folio_phys))
+            for phys in memfd.folio_phys[flags[mine] & PG_PINNED == 0].tolist():
+                self.broken("INV-27", "a folio of a preserved file is not pinned", phys)
+            inode = self._preserved[memfd.phys].inode
+            file = s.view.member(inode, "inode", "shmem") + s.view.struct("shmem").offset("mapping")
+            left = mapping[mine].view(np.uint64) != np.uint64(file)
+            left |= index[mine].view(np.uint64) != memfd.folio_index
+            for phys in memfd.folio_phys[left].tolist():
+                self.broken("INV-27", "a folio is no longer in the file that was preserved with it", phys)
 
 
 __all__ = ["Sender"]
