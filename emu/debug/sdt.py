@@ -21,9 +21,9 @@ from pathlib import Path
 from elftools.common.exceptions import DWARFError, ELFError
 from elftools.construct import ConstructError
 from elftools.elf.elffile import ELFFile
-from elftools.elf.sections import SymbolTableSection
 
 from emu.debug import guest
+from emu.debug.elf_symbols import symbols
 from emu.errors import AddressError, ImageError
 from emu.files import read_file
 from emu.machine import Machine
@@ -272,21 +272,18 @@ class Probes:
             if notes is None:
                 return cls()
             raw = notes.data()
-            symbols: dict[str, int] = {}
-            for section in elf.iter_sections():
-                if isinstance(section, SymbolTableSection):
-                    for symbol in section.iter_symbols():
-                        if symbol.name and symbol["st_shndx"] != "SHN_UNDEF":
-                            symbols.setdefault(symbol.name, int(symbol["st_value"]))
+            addresses: dict[str, int] = {}
+            for symbol in symbols(elf):
+                addresses.setdefault(symbol.name, symbol.value)
             code = [(s["sh_addr"], s["sh_addr"] + s["sh_size"]) for s in elf.iter_sections()
                     if s["sh_flags"] & _SHF_EXECINSTR]  # fmt: skip
             base_section = elf.get_section_by_name(BASE_SECTION)
-            base = base_section["sh_addr"] if base_section is not None else symbols.get(BASE_SYMBOL)
+            base = base_section["sh_addr"] if base_section is not None else addresses.get(BASE_SYMBOL)
         except DAMAGE as e:
             raise ImageError(f"malformed ELF file: {e}", where) from None
         sites: dict[str, list[Probe]] = {}
         for at, note in _notes(raw, where):
-            probe = _probe(note, base, symbols, f"{where}: note at {at:#x}")
+            probe = _probe(note, base, addresses, f"{where}: note at {at:#x}")
             if not any(low <= probe.address < high for low, high in code):
                 message = f"the probe {probe.event} is at {probe.address:#x}, where no code is"
                 raise ProbeError(message, f"{where}: note at {at:#x}")

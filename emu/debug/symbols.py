@@ -12,8 +12,8 @@ from pathlib import Path
 
 from elftools.common.exceptions import DWARFError, ELFError, ELFParseError
 from elftools.elf.elffile import ELFFile
-from elftools.elf.sections import SymbolTableSection
 
+from emu.debug.elf_symbols import symbols
 from emu.errors import ImageError
 from emu.files import is_regular, read_file
 
@@ -60,16 +60,10 @@ class Symbols:
         locals: dict[tuple[str, str], int] = {}
         try:
             with path.open("rb") as f:
-                for section in ELFFile(f).iter_sections():
-                    if isinstance(section, SymbolTableSection):
-                        file = ""
-                        for symbol in section.iter_symbols():
-                            if symbol["st_info"]["type"] == "STT_FILE":
-                                file = symbol.name
-                            elif symbol.name and symbol["st_shndx"] != "SHN_UNDEF":
-                                table.setdefault(symbol.name, int(symbol["st_value"]))
-                                if symbol["st_info"]["bind"] == "STB_LOCAL":
-                                    locals.setdefault((file, symbol.name), int(symbol["st_value"]))
+                for symbol in symbols(ELFFile(f)):
+                    table.setdefault(symbol.name, symbol.value)
+                    if symbol.file is not None:
+                        locals.setdefault((symbol.file, symbol.name), symbol.value)
         except (ELFError, ELFParseError, OSError, ValueError, KeyError) as e:
             raise ImageError(f"malformed ELF file: {e}", str(path)) from None
         return cls(table, path, locals)
