@@ -53,9 +53,13 @@ def _outputs(args: argparse.Namespace, at: list[At]) -> Iterator[tuple[str, Path
     ):
         if text is not None:
             yield option, Path(text)
-    for what, _, path in at:
+    described: set[tuple[str, Path]] = set()
+    for what, when, path in at:
         yield f"--{what}", path
-        yield f"--{what}", dump.beside(path) if what == "dump" else dump.beside_saved(path)
+        json = dump.beside(path) if what == "dump" else dump.beside_saved(path)
+        if (when, json) not in described:  # images of one moment may share what is beside them
+            described.add((when, json))
+            yield f"--{what}", json
 
 
 def _inputs(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
