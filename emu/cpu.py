@@ -291,14 +291,8 @@ class Cpu:
             at = self.engine.env + ENV_FEATURES + 8 * word
             poke(at, 8, peek(at, 8) & mask)
 
-    def _fail(self, e: BaseException) -> None:
-        """No exception may cross the engine's frames: keep it, stop, and raise it after the run."""
-        if self.failure is None:
-            self.failure = e
-        self.header.stop_request = 1
-
     def _guard(self, function: Callable[..., Any], default: Any) -> Callable[..., Any]:
-        fail = self._fail
+        fail = self.fail
 
         def call(*args: Any) -> Any:
             try:
@@ -310,7 +304,7 @@ class Cpu:
         return call
 
     def _make_callbacks(self, w: Wiring) -> Callbacks:
-        guard, fail = self._guard, self._fail
+        guard, fail = self._guard, self.fail
         port_read, port_write = w.io_read, w.io_write
 
         # Ports are by far the busiest callback (a Linux boot makes a hundred thousand accesses).
@@ -368,11 +362,22 @@ class Cpu:
     def run(self, end: int) -> Reason:
         """Run until tick ``end`` or until something else ends it."""
         self.header.stop_request = 0
+        self.raise_failure()
         reason = Reason(self.lib.core.core_run(self.core, U64(end)))
+        self.raise_failure()
+        return reason
+
+    def fail(self, e: BaseException) -> None:
+        """End the run by this exception, at an instruction boundary. None may cross the engine's frames."""
+        if self.failure is None:
+            self.failure = e
+        self.header.stop_request = 1
+
+    def raise_failure(self) -> None:
+        """Raise what `fail` was given."""
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
-        return reason
 
     def request_stop(self) -> None:
         """From a callback: stop at the next instruction boundary."""

@@ -30,6 +30,7 @@ from emu.devices.device import plain
 from emu.devices.platform import Platform
 from emu.engine import library
 from emu.errors import ConfigError, EmuError, ImageError
+from emu.interrupt import Interruptible
 from emu.memory import Memory, U8Array
 from emu.traffic import Traffic, TrafficSpec
 
@@ -400,7 +401,19 @@ class Machine:
         progress: Callable[[Machine], None] | None = None,
     ) -> Stop:
         """Run until tick ``until``, until something ends the run, or until ``max_instructions`` in
-        all have retired. ``progress`` is called now and then."""
+        all have retired. ``progress`` is called now and then. Ctrl-C ends it by KeyboardInterrupt at an
+        instruction boundary."""
+        with Interruptible(self.cpus[0].fail):
+            stop = self._run(until, max_instructions, progress)
+        self.cpus[0].raise_failure()
+        return stop
+
+    def _run(
+        self,
+        until: int | None,
+        max_instructions: int | None,
+        progress: Callable[[Machine], None] | None,
+    ) -> Stop:
         end = NEVER - 1 if until is None else until
         budget = NEVER if max_instructions is None else max_instructions
         cpu = self.cpus[0]

@@ -17,6 +17,7 @@ KERNEL_64, ABOVE_4G = 1, 2
 ALIGNMENT = 1 << 21
 CMDLINE_MAX = 2047
 INITRD_MAX = 0x7FFFFFFF
+IMAGE_MAX = 1 << 28
 _VERSION_AT = 0x400  # behind the header, in the setup sectors
 _IMAGE_VERSION = slice(0x1C0, 0x200)  # where arch/head.S puts the version
 
@@ -30,10 +31,12 @@ def flatten(elf: bytes) -> tuple[int, bytes, int]:
 
     Raises BzImageError.
     """
-    if elf[:6] != b"\x7fELF\x02\x01":
+    if elf[:6] != b"\x7fELF\x02\x01" or len(elf) < 64:
         raise BzImageError("not a 64-bit little-endian ELF file")
     (phoff,) = struct.unpack_from("<Q", elf, 32)
     phentsize, phnum = struct.unpack_from("<HH", elf, 54)
+    if phentsize < 56 or phoff + phentsize * phnum > len(elf):
+        raise BzImageError("its program headers are outside the file")
     parts = []
     total = 0
     for i in range(phnum):
@@ -52,6 +55,8 @@ def flatten(elf: bytes) -> tuple[int, bytes, int]:
     for phys, data, memory in parts:
         if phys < end:
             raise BzImageError(f"segments overlap at {phys:#x}")
+        if phys + memory - start > IMAGE_MAX:
+            raise BzImageError(f"the segment at {phys:#x} ends too far behind the first, at {start:#x}")
         if data:
             image = image.ljust(phys - start, b"\0") + data
         end = phys + memory

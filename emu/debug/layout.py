@@ -16,16 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from elftools.common.exceptions import DWARFError, ELFError
-from elftools.construct import ConstructError
 from elftools.dwarf.enums import ENUM_DW_AT, ENUM_DW_FORM, ENUM_DW_TAG
 from elftools.elf.elffile import ELFFile
 
+from emu.debug.symbols import DAMAGE
 from emu.errors import ImageError
 from emu.files import read_file
 
-_DAMAGE = (ELFError, DWARFError, ConstructError, ValueError, LookupError, OverflowError, OSError, TypeError,
-           AttributeError, AssertionError, struct.error)  # fmt: skip
 _DEPTH_MAX = 32
 _VERSION = 4
 _TAGS, _NAMES, _FORMS = (
@@ -133,7 +130,7 @@ class Layouts:
             next(self._units)
         except StopIteration:
             raise UnknownStructure(f"the debug information has no {wanted}", self._where) from None
-        except _DAMAGE as e:
+        except DAMAGE as e:
             raise ImageError(f"malformed debug information: {e}", self._where) from None
 
     def _scan(self, data: bytes) -> Iterator[None]:

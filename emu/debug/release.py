@@ -20,8 +20,8 @@ from elftools.elf.elffile import ELFFile
 import kernels
 from emu.boot import BzImage, Elf
 from emu.debug.layout import Layouts
-from emu.debug.sdt import DAMAGE, Probes
-from emu.debug.symbols import Symbols
+from emu.debug.sdt import Probes
+from emu.debug.symbols import DAMAGE, Symbols
 from emu.errors import ImageError
 from emu.files import read_file
 from kernels import bzimage

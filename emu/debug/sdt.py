@@ -18,12 +18,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from elftools.common.exceptions import DWARFError, ELFError
-from elftools.construct import ConstructError
 from elftools.elf.elffile import ELFFile
 
 from emu.debug import guest
 from emu.debug.elf_symbols import symbols
+from emu.debug.symbols import DAMAGE
 from emu.errors import AddressError, ImageError
 from emu.files import read_file
 from emu.machine import Machine
@@ -33,8 +32,6 @@ _OWNER, _TYPE = b"stapsdt\0", 3
 _MASK = (1 << 64) - 1
 _SHF_EXECINSTR = 4
 _LONG_MODE, _PAGE = 0x400, 4096
-DAMAGE = (ELFError, DWARFError, ConstructError, ValueError, KeyError, OverflowError, OSError)
-"""What reading a damaged file raises."""
 
 
 class ProbeError(ImageError):

@@ -7,16 +7,24 @@ from __future__ import annotations
 
 import bisect
 import re
+import struct
 from functools import cached_property
 from pathlib import Path
 
-from elftools.common.exceptions import DWARFError, ELFError, ELFParseError
+from elftools.common.exceptions import DWARFError, ELFError
+from elftools.construct import ConstructError
 from elftools.elf.elffile import ELFFile
 
 from emu.debug.elf_symbols import symbols
 from emu.errors import ImageError
 from emu.files import is_regular, read_file
 
+DAMAGE = (
+    *(ELFError, DWARFError, ConstructError, OSError, struct.error),
+    *(ValueError, LookupError, AttributeError, TypeError, ArithmeticError, AssertionError),
+    *(MemoryError, RecursionError),
+)
+"""What reading a damaged ELF file with pyelftools raises; MemoryError: a section of absurd size."""
 _NEAR_BYTES = 1 << 20
 _LINE = re.compile(r"([0-9a-fA-F]+) (\S) (\S+)")
 
@@ -64,7 +72,7 @@ class Symbols:
                     table.setdefault(symbol.name, symbol.value)
                     if symbol.file is not None:
                         locals.setdefault((symbol.file, symbol.name), symbol.value)
-        except (ELFError, ELFParseError, OSError, ValueError, KeyError) as e:
+        except DAMAGE as e:
             raise ImageError(f"malformed ELF file: {e}", str(path)) from None
         return cls(table, path, locals)
 
@@ -139,7 +147,7 @@ class Symbols:
                             files[index].name.decode("utf-8", "replace") if 0 <= index < len(files) else "?"
                         )
                         out.append((state.address, f"{name}:{state.line}"))
-        except (ELFError, DWARFError, OSError, KeyError, IndexError, ValueError):
+        except DAMAGE:
             return []  # without lines, addresses and names still help
         out.sort(key=lambda pair: pair[0])
         return out

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import struct
 import subprocess
 import sys
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -546,3 +549,21 @@ def test_rubbish_does_not_harm_the_process() -> None:
         cwd=project_root(), capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert (run.returncode, run.stdout) == (0, "alive\n"), run.stderr
+
+
+def test_interrupted_while_the_engine_works() -> None:
+    """Python handles a signal at the entry of the callback that comes next, where an exception would be lost.
+    The run ends all the same, at an instruction boundary, from which it goes on as if nothing had been."""
+    code = "mov dx, 0x80\n1: mov ecx, 1000000\n2: dec ecx\njnz 2b\nin al, dx\njmp 1b"
+    limit = 2_000_000_000
+    with flat(code) as m, flat(code) as other:
+        timer = threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            m.run(max_instructions=limit)
+        timer.join()
+        assert 0 < m.instructions < limit
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        there = m.ticks + 3_000_000
+        assert m.run(until=there).kind is other.run(until=there).kind is StopKind.UNTIL
+        assert m.state_hash() == other.state_hash()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ import kernels
 from emu.boot import BzImage
 from emu.debug.chain import CHAIN_PATH, LINUX_CMDLINE, OWN_CMDLINE, Chain
 from emu.debug.release import Kernel, accepted_formats, kernel_name
+from emu.debug.sdt import Probes
+from emu.debug.symbols import Symbols
 from emu.errors import ConfigError, ImageError
+from kernels.bzimage import BzImageError, flatten
 from tests.cli.guests import endless_loop
 from tests.run.elf import elf
 
@@ -115,6 +119,38 @@ def test_strings_and_symbols(
 def test_damaged_elf_files() -> None:
     with pytest.raises(ImageError, match="malformed ELF file"):
         accepted_formats(b"\x7fELF")
+
+
+def test_a_section_of_absurd_size(tmp_path: Path) -> None:
+    """Room for it is not there: that is damage too, and lines are done without."""
+    image = bytearray(kernels.binary("new.elf").read_bytes())
+    sections, count = struct.unpack_from("<Q", image, 40)[0], struct.unpack_from("<H", image, 60)[0]
+    for number in range(count):
+        struct.pack_into("<Q", image, sections + 64 * number + 32, 1 << 62)
+    path = tmp_path / "k.elf"
+    path.write_bytes(image)
+    for read in (Symbols.read, Probes.read, lambda path: accepted_formats(path.read_bytes())):
+        with pytest.raises(ImageError, match="malformed ELF file"):
+            read(path)
+    symbols = Symbols({}, path)
+    assert symbols.line(0x1000) == ""
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "message"),
+    [
+        (32, 1 << 63, "program headers are outside"),
+        (54, 8, "program headers are outside"),
+        (64 + 56 + 24, 1 << 45, "ends too far behind the first"),
+        (64 + 56 + 40, 1 << 45, "ends too far behind the first"),
+    ],
+)
+def test_program_headers_that_make_no_image(at: int, value: int, message: str) -> None:
+    """Their addresses are not filled up with zeros first."""
+    image = bytearray(kernels.binary("new.elf").read_bytes())
+    struct.pack_into("<H" if at == 54 else "<Q", image, at, value)
+    with pytest.raises(BzImageError, match=message):
+        flatten(bytes(image))
 
 
 # --- chains -------------------------------------------------------------------------------------------
