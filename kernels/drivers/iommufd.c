@@ -161,9 +161,9 @@ static int hwpt_alloc(struct iommufd *ctx, void *user, u32 size)
 	if (!iommufd_find(ctx, cmd.dev_id, IOMMUFD_LUEMU_DEVICE))
 		return -ENOENT;
 	ioas = iommufd_find(ctx, cmd.pt_id, 0);
-	if (!ioas)
-		return -ENOENT;
-	if (ioas->kind != IOMMUFD_LUEMU_IOAS)
+	if (ioas && ioas->kind == IOMMUFD_LUEMU_HWPT)
+		return -EOPNOTSUPP;		/* nested */
+	if (!ioas || ioas->kind != IOMMUFD_LUEMU_IOAS)
 		return -EINVAL;
 	o = iommufd_hwpt_new(ctx, ioas, false);
 	if (IS_ERR(o))

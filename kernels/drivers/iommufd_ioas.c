@@ -327,7 +327,7 @@ int iommufd_ioas_map(struct iommufd *ctx, void *user, u32 size)
 		return -ENOENT;
 	if (cmd.user_va + cmd.length < cmd.user_va)
 		return -EOVERFLOW;
-	if (!cmd.length || (cmd.length | cmd.user_va) % PAGE_SIZE)
+	if (!cmd.length || cmd.length % PAGE_SIZE)
 		return -EINVAL;
 	if (cmd.flags & IOMMU_IOAS_MAP_FIXED_IOVA) {
 		if (cmd.iova % PAGE_SIZE)
@@ -340,6 +340,8 @@ int iommufd_ioas_map(struct iommufd *ctx, void *user, u32 size)
 	}
 	if (err)
 		return err;
+	if (cmd.user_va % PAGE_SIZE)
+		return -EINVAL;
 	if (!access_ok((void *)cmd.user_va, cmd.length))
 		return -EFAULT;
 	err = account(ctx, PFN_DOWN(cmd.length));

@@ -135,10 +135,8 @@ static int attach(struct vfio_file *vf, void *user)
 
 	if (err)
 		return err;
-	if (a.flags & ~VFIO_ATTACH_PASID)
-		return -EINVAL;
 	if (a.flags)
-		return -EOPNOTSUPP;
+		return -EINVAL;		/* VFIO_DEVICE_ATTACH_PASID: no function here has any */
 	err = iommufd_attach(vf->iommufd, vf->v->dev, &a.pt_id);
 	if (err)
 		return err;
@@ -160,8 +158,8 @@ static int detach(struct vfio_file *vf, void *user)
 		return err;
 	if (d.flags & ~VFIO_ATTACH_PASID)
 		return -EINVAL;
-	if (d.flags)
-		return -EOPNOTSUPP;
+	if (d.flags)			/* none is ever attached by its PASID */
+		return d.argsz < sizeof(d) ? -EINVAL : 0;
 	if (vf->v->frozen || vf->v->dev->incoming)
 		return -EBUSY;
 	iommufd_detach(vf->iommufd, vf->v->dev);

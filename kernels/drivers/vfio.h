@@ -9,6 +9,7 @@
  */
 #pragma once
 #include "types.h"
+#include "ktimer.h"
 #include "list.h"
 #include "pagecache.h"
 #include "pci.h"
@@ -109,6 +110,9 @@ struct vfio_device {
 	spinlock_t irq_lock;		/* trigger, masked: the interrupt reads them */
 	struct file *trigger;		/* eventfd; NULL: nobody listens */
 	struct file *request;
+	struct file *unmask;		/* eventfd; NULL: none. Written to, it unmasks INTx */
+	struct ktimer unmask_later;
+	bool passing_on;		/* INTx is being signalled */
 	bool masked;			/* INTx: by the program, or since it came */
 	bool masked_by_command;		/* the program's INTX_OFF */
 	bool resume;			/* on since the previous kernel; the handler comes with the first listener */
@@ -150,3 +154,4 @@ int vfio_set_irqs(struct vfio_device *v, const struct vfio_irq_set *set, const v
 void vfio_irq_disable(struct vfio_device *v);
 void vfio_intx_mask(struct vfio_device *v, bool by_command);
 void vfio_intx_unmask(struct vfio_device *v, bool by_command);
+void vfio_unmask_later(struct ktimer *t);

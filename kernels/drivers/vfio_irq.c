@@ -7,6 +7,7 @@
  * of what may have come meanwhile; see docs/abi-devices.md. A pin that is asserted and not masked needs no such help.
  */
 #include "vfio.h"
+#include "arch.h"
 #include "breakage.h"
 #include "errno.h"
 #include "eventfd.h"
@@ -14,7 +15,7 @@
 #include "string.h"
 #include "vfs.h"
 
-#define NO_FD	(-1)
+#define UNMASK_LATER_NS	1000000
 
 int vfio_irq_count(struct vfio_device *v, u32 index)
 {
@@ -42,6 +43,8 @@ static void set_intx_off(struct vfio_device *v, bool off)
 		pci_write(v->dev, PCI_COMMAND, 2, wanted);
 }
 
+/* By an interrupt or with v->lock: on one processor nobody changes the trigger meanwhile. Not with irq_lock, for whoever
+ * listens to the eventfd may be the one that unmasks. */
 static void signal_trigger(struct vfio_device *v)
 {
 	if (v->trigger)
@@ -51,24 +54,25 @@ static void signal_trigger(struct vfio_device *v)
 static void intx_interrupt(struct pci_dev *dev, void *data)
 {
 	struct vfio_device *v = data;
+	bool passed_on;
 
 	(void)dev;
 	spin_lock(&v->irq_lock);
-	if (!v->masked)
-		signal_trigger(v);
+	passed_on = !v->masked;
 	v->masked = true;
 	set_intx_off(v, true);
 	spin_unlock(&v->irq_lock);
+	if (!passed_on)
+		return;
+	v->passing_on = true;
+	signal_trigger(v);
+	v->passing_on = false;
 }
 
 static void msi_interrupt(struct pci_dev *dev, void *data)
 {
-	struct vfio_device *v = data;
-
 	(void)dev;
-	spin_lock(&v->irq_lock);
-	signal_trigger(v);
-	spin_unlock(&v->irq_lock);
+	signal_trigger(data);
 }
 
 void vfio_intx_mask(struct vfio_device *v, bool by_command)
@@ -112,13 +116,10 @@ static struct file *set_trigger(struct vfio_device *v, struct file *new)
 /* Only when the handler is there: what comes from now on is passed on anyway. */
 static void make_up(struct vfio_device *v)
 {
-	u64 flags = spin_lock_irqsave(&v->irq_lock);
-
 	if (v->make_up && !breaks("interrupt", NULL)) {	// break: nobody hears of what came meanwhile
 		v->make_up = false;
 		signal_trigger(v);
 	}
-	spin_unlock_irqrestore(&v->irq_lock, flags);
 }
 
 static int enable(struct vfio_device *v, u32 index, struct file *trigger)
@@ -142,6 +143,38 @@ static int enable(struct vfio_device *v, u32 index, struct file *trigger)
 	return err;
 }
 
+/* The eventfd of a descriptor, NULL for -1. */
+static struct file *trigger_of(int fd)
+{
+	return fd < 0 ? NULL : eventfd_get(fd);
+}
+
+void vfio_unmask_later(struct ktimer *t)
+{
+	vfio_intx_unmask(container_of(t, struct vfio_device, unmask_later), false);
+}
+
+/* Where the trigger itself unmasks, a line that stays asserted would leave no time for anything else. */
+static void unmask_by_eventfd(void *data)
+{
+	struct vfio_device *v = data;
+
+	if (v->passing_on)
+		ktimer_set(&v->unmask_later, ktime_get_ns() + UNMASK_LATER_NS);
+	else
+		vfio_intx_unmask(v, false);
+}
+
+static void forget_unmask_fd(struct vfio_device *v)
+{
+	if (!v->unmask)
+		return;
+	eventfd_listen(v->unmask, NULL, NULL);
+	ktimer_cancel(&v->unmask_later);
+	fput(v->unmask);
+	v->unmask = NULL;
+}
+
 void vfio_irq_disable(struct vfio_device *v)
 {
 	struct file *before;
@@ -153,6 +186,7 @@ void vfio_irq_disable(struct vfio_device *v)
 	else if (v->resume)
 		pci_msi_off(v->dev);
 	pci_free_irq(v->dev);
+	forget_unmask_fd(v);
 	before = set_trigger(v, NULL);
 	v->irq = VFIO_IRQS;
 	v->masked = v->make_up = v->resume = false;
@@ -185,12 +219,31 @@ static bool switches_off(const struct vfio_device *v, const struct vfio_irq_set 
 	return v->irq == s->index && !s->count && s->flags & VFIO_DATA_NONE;
 }
 
+static int set_unmask_fd(struct vfio_device *v, int fd)
+{
+	struct file *f = trigger_of(fd);
+	int err;
+
+	if (IS_ERR(f))
+		return (int)PTR_ERR(f);
+	if (!f) {
+		forget_unmask_fd(v);
+		return 0;
+	}
+	err = v->unmask ? -EBUSY : eventfd_listen(f, unmask_by_eventfd, v);
+	if (err)
+		fput(f);
+	else
+		v->unmask = f;
+	return err;
+}
+
 static int set_intx_mask(struct vfio_device *v, const struct vfio_irq_set *s, const void *data, bool mask)
 {
 	if (v->irq != VFIO_INTX || s->start || s->count != 1)
 		return -EINVAL;
 	if (s->flags & VFIO_DATA_EVENTFD)
-		return -ENOTTY;
+		return mask ? -ENOTTY : set_unmask_fd(v, *(const s32 *)data);
 	if (s->flags & VFIO_DATA_BOOL && !*(const u8 *)data)
 		return 0;
 	if (mask)
@@ -198,12 +251,6 @@ static int set_intx_mask(struct vfio_device *v, const struct vfio_irq_set *s, co
 	else
 		vfio_intx_unmask(v, false);
 	return 0;
-}
-
-/* The eventfd of a descriptor, NULL for -1. */
-static struct file *trigger_of(int fd)
-{
-	return fd < 0 ? NULL : eventfd_get(fd);
 }
 
 static void replace_trigger(struct vfio_device *v, struct file *new)
@@ -238,8 +285,6 @@ static int set_trigger_fd(struct vfio_device *v, const struct vfio_irq_set *s, i
 
 static int set_main_trigger(struct vfio_device *v, const struct vfio_irq_set *s, const void *data)
 {
-	u64 flags;
-
 	if (switches_off(v, s)) {
 		vfio_irq_disable(v);
 		return 0;
@@ -252,11 +297,8 @@ static int set_main_trigger(struct vfio_device *v, const struct vfio_irq_set *s,
 		return s->count ? set_trigger_fd(v, s, *(const s32 *)data) : -EINVAL;
 	if (v->irq != s->index)
 		return -EINVAL;
-	if (s->count && (s->flags & VFIO_DATA_NONE || *(const u8 *)data)) {
-		flags = spin_lock_irqsave(&v->irq_lock);
+	if (s->count && (s->flags & VFIO_DATA_NONE || *(const u8 *)data))
 		signal_trigger(v);
-		spin_unlock_irqrestore(&v->irq_lock, flags);
-	}
 	return 0;
 }
 

@@ -158,6 +158,7 @@ static int vfio_probe(struct pci_dev *dev)
 	v->nr = next_nr;
 	v->irq = VFIO_IRQS;
 	mutex_init(&v->lock);
+	ktimer_init(&v->unmask_later, vfio_unmask_later);
 	mapping_init(&v->areas, NULL);
 	err = make_names(v);
 	if (err) {

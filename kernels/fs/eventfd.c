@@ -16,7 +16,26 @@ struct eventfd {
 	struct wait_queue wait;
 	u64 count;
 	bool semaphore;
+	void (*listener)(void *data);	/* NULL, or takes all that is counted */
+	void *data;
 };
+
+/* Something was counted. Nobody else sees it if there is a listener. */
+static void counted(struct eventfd *e)
+{
+	void (*listener)(void *data) = NULL;
+	u64 flags = spin_lock_irqsave(&e->lock);
+	void *data = e->data;
+
+	if (e->listener && e->count) {
+		listener = e->listener;
+		e->count = 0;
+	}
+	spin_unlock_irqrestore(&e->lock, flags);
+	if (listener)
+		listener(data);
+	wake_up(&e->wait);
+}
 
 static ssize_t eventfd_read(struct file *f, void *user, u64 size, loff_t *pos)
 {
@@ -77,7 +96,7 @@ static ssize_t eventfd_write(struct file *f, const void *user, u64 size, loff_t 
 		if (err)
 			return err;
 	}
-	wake_up(&e->wait);
+	counted(e);
 	return sizeof(value);
 }
 
@@ -116,7 +135,23 @@ void eventfd_signal(struct file *f)
 	if (e->count < COUNTER_MAX)
 		e->count++;
 	spin_unlock_irqrestore(&e->lock, flags);
-	wake_up(&e->wait);
+	counted(e);
+}
+
+int eventfd_listen(struct file *f, void (*listener)(void *data), void *data)
+{
+	struct eventfd *e = f->private;
+	u64 flags = spin_lock_irqsave(&e->lock);
+	int err = e->listener && listener ? -EBUSY : 0;
+
+	if (!err) {
+		e->listener = listener;
+		e->data = data;
+	}
+	spin_unlock_irqrestore(&e->lock, flags);
+	if (!err)
+		counted(e);			/* before there was a listener */
+	return err;
 }
 
 SYSCALL_DEFINE2(eventfd2, 290, u32, count, u32, flags)

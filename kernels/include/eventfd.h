@@ -5,3 +5,7 @@
 struct file;
 struct file *eventfd_get(int fd);	/* a reference; ERR_PTR(-EBADF: not open; -EINVAL: something else) */
 void eventfd_signal(struct file *f);	/* adds 1; from interrupts too */
+
+/* From now on nothing stays counted: `listener` is called instead, by whoever writes or signals. NULL: no longer. -EBUSY
+ * if there is another. */
+int eventfd_listen(struct file *f, void (*listener)(void *data), void *data);

@@ -1,8 +1,7 @@
 """VFIO's device file, by a program that owns the educational device and asks everything, also wrongly.
 
-kernels/user/tests/vfio.c says what each call answers. What it has to say is in vfio_says.txt: the answers of
-Linux's drivers/vfio to the same calls (from its documentation and by hand: the reference Linux has no VFIO),
-and what the hardware does. The same kernel has to say the same on QEMU.
+kernels/user/tests/vfio.c says what each call answers. What it has to say is in vfio_says.txt. The reference
+Linux says the same, and our kernel does on QEMU.
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ def test_linux_gives_the_device_to_a_program(linux_test: LinuxBuild, tmp_path: P
     ours = printed(console)
     assert ours[-1] == "vfio: done", console[-3000:]
     assert "after unmap: 55" in ours and "reset: 0, liveness 00000000" in ours
-    assert re.search(r"\[DMA Write NO_PASID\] Request device \[00:03\.0\] fault addr 0x401000", console)
+    assert re.search(r"\[DMA Write NO_PASID\] Request device \[0000:00:03\.0\] fault addr 0x401000", console)
     assert sizes == {12, 21}, "Linux maps with pages of 4 KiB and of 2 MiB"
 
     (tmp_path / "initrd").write_bytes(initrd)

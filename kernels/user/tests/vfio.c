@@ -1,5 +1,5 @@
 /* The educational device in the hands of a program: VFIO and iommufd, and everything that can be asked wrongly of them.
- * What is said is what Linux's drivers/vfio answers, read from its sources' behaviour: see tests/guest/test_vfio.py. */
+ * Linux says the same: see tests/guest/test_vfio.py. */
 #include "t.h"
 #include <linux/iommufd.h>
 #include <linux/vfio.h>
@@ -39,7 +39,7 @@ static int bind_to(int fd, uint32_t argsz, uint32_t flags)
 
 static int attach(uint32_t pt, uint32_t argsz, uint32_t flags)
 {
-	struct vfio_device_attach_iommufd_pt a = { .argsz = argsz, .flags = flags, .pt_id = pt };
+	struct vfio_device_attach_iommufd_pt a = { .argsz = argsz, .flags = flags, .pt_id = pt, .pasid = 5 };
 	int r = ioctl(device, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &a);
 
 	hwpt = a.pt_id;
@@ -122,7 +122,10 @@ static void attaching(void)
 	T(attach(999, 12, 0));
 	T(attach(ioas, 8, 0));
 	T(attach(ioas, 12, 2));
+	T(attach(ioas, 12, 1));
 	T(attach(ioas, 16, 1));
+	T(detach(8, 1));
+	T(detach(12, 1));
 	T(detach(8, 0));
 	T(attach(ioas, 12, 0));
 	C(hwpt != ioas && hwpt != 0);
@@ -273,6 +276,7 @@ static void dma(void)
 static void pin(void)
 {
 	int e = eventfd(0, EFD_NONBLOCK), other = eventfd(0, EFD_NONBLOCK);
+	uint64_t one = 1;
 
 	T(irqs(INTX, NONE | UNMASK, 0, 1, 0));
 	T(irqs(INTX, NONE | TRIGGER, 0, 1, 0));
@@ -299,8 +303,29 @@ static void pin(void)
 	T(irqs(INTX, BOOL | UNMASK, 0, 1, 1));
 	T(signals(e));
 	set(0x64, 2);
-	T(irqs(INTX, EVENT | UNMASK, 0, 1, e));
+	T(irqs(INTX, EVENT | UNMASK, 0, 1, e));	/* what is signalled unmasks at once */
 	T(irqs(INTX, NONE | UNMASK, 0, 1, 0));
+	set(0x60, 2);
+	set(0x64, 2);
+	T(signals(e));				/* nothing stays counted */
+	T(irqs(INTX, EVENT | UNMASK, 0, 1, other));
+	T(irqs(INTX, EVENT | MASK, 0, 1, other));
+	T(irqs(INTX, EVENT | UNMASK, 0, 1, -1));
+	T(irqs(INTX, EVENT | UNMASK, 0, 1, -1));
+	T(irqs(INTX, EVENT | UNMASK, 0, 1, 99));
+	T(irqs(INTX, EVENT | UNMASK, 0, 1, 1));
+	T(irqs(INTX, EVENT | UNMASK, 0, 1, other));
+	set(0x60, 2);
+	T(signals(e));
+	T(write(other, &one, 8));
+	T(signals(e));				/* unmasked, and still asserted */
+	T(signals(other));
+	set(0x64, 2);
+	T(write(other, &one, 8));
+	T(signals(e));
+	T(irqs(INTX, EVENT | UNMASK, 0, 1, -1));
+	T(write(other, &one, 8));
+	T(signals(other));
 	T(irqs(INTX, EVENT | TRIGGER, 0, 1, other));
 	set(0x60, 4);
 	T(signals(e));
