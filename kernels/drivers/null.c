@@ -72,7 +72,6 @@ static int zero_mmap(struct file *f, struct vma *v)
 		return (int)PTR_ERR(own);
 	fput(v->file);
 	v->file = own;
-	v->pgoff = 0;
 	return own->ops->mmap(own, v);
 }
 

@@ -35,6 +35,8 @@ static int set_mode(struct inode *inode, u32 mode)
 {
 	if (!owns(inode))
 		return -EPERM;
+	if (is_anon_inode(inode))
+		return -EOPNOTSUPP;
 	/* F_SEAL_EXEC: who may execute it does not change any more. */
 	if (inode->shmem && inode->shmem->seals & F_SEAL_EXEC && (inode->mode ^ mode) & 0111)
 		return -EPERM;
@@ -47,6 +49,8 @@ static int set_owner(struct inode *inode, u32 uid, u32 gid)
 {
 	if (!capable() && ((uid != ~0U && uid != inode->uid) || (gid != ~0U && gid != current_task()->cred.fsgid)))
 		return -EPERM;
+	if (is_anon_inode(inode))
+		return -EOPNOTSUPP;
 	if (uid != ~0U)
 		inode->uid = uid;
 	if (gid != ~0U)
@@ -127,15 +131,37 @@ SYSCALL_DEFINE2(ftruncate, 77, int, fd, s64, size)
 	return ON_FD(fd, f->mode & FMODE_WRITE && !S_ISDIR(f->inode->mode) ? vfs_truncate(f->inode, (u64)size) : -EINVAL);
 }
 
-SYSCALL_DEFINE4(fallocate, 285, int, fd, int, mode, s64, off, s64, len)
+int vfs_fallocate(struct file *f, int mode, loff_t off, loff_t len)
 {
 	if (off < 0 || len <= 0)
 		return -EINVAL;
-	if (off + (u64)len > SHMEM_SIZE_MAX)
-		return -EFBIG;
-	return ON_FD(fd, !(f->mode & FMODE_WRITE) ? -EBADF : S_ISDIR(f->inode->mode) ? -EISDIR :
-			 S_ISFIFO(f->inode->mode) ? -ESPIPE : !S_ISREG(f->inode->mode) ? -ENODEV :
-			 f->ops->fallocate ? f->ops->fallocate(f, mode, off, len) : -EOPNOTSUPP);
+	switch (mode & ~FALLOC_FL_KEEP_SIZE) {		/* what makes sense at all; the file says what it can */
+	case FALLOC_FL_PUNCH_HOLE:
+		if (!(mode & FALLOC_FL_KEEP_SIZE))
+			return -EOPNOTSUPP;
+		break;
+	case FALLOC_FL_COLLAPSE_RANGE:
+	case FALLOC_FL_INSERT_RANGE:
+	case FALLOC_FL_WRITE_ZEROES:
+		if (mode & FALLOC_FL_KEEP_SIZE)
+			return -EOPNOTSUPP;
+		break;
+	case 0:
+	case FALLOC_FL_ZERO_RANGE:
+	case FALLOC_FL_UNSHARE_RANGE:
+		break;
+	default:
+		return -EOPNOTSUPP;
+	}
+	return !(f->mode & FMODE_WRITE) ? -EBADF : S_ISDIR(f->inode->mode) ? -EISDIR :
+	       S_ISFIFO(f->inode->mode) ? -ESPIPE : !S_ISREG(f->inode->mode) ? -ENODEV :
+	       off + (u64)len > SHMEM_SIZE_MAX ? -EFBIG :
+	       f->ops->fallocate ? f->ops->fallocate(f, mode, off, len) : -EOPNOTSUPP;
+}
+
+SYSCALL_DEFINE4(fallocate, 285, int, fd, int, mode, loff_t, off, loff_t, len)
+{
+	return ON_FD(fd, vfs_fallocate(f, mode, off, len));
 }
 
 #define UTIME_NOW	((1L << 30) - 1)

@@ -101,14 +101,18 @@ static struct super *anon_super;
 
 bool file_show_name(struct file *f, char *buf, u64 size)
 {
-	if (f->ops->show_name)
-		f->ops->show_name(f, buf, size);
+	const struct file_ops *ops = f->mode & FMODE_PATH && f->inode->fops ? f->inode->fops : f->ops;
+
+	if (ops->show_name)
+		ops->show_name(f, buf, size);
 	else if (f->inode->super == anon_super)
 		show_anon_name(f, buf, size);
 	else
 		return false;
 	return true;
 }
+
+bool is_anon_inode(const struct inode *inode) { return anon_super && inode->super == anon_super; }
 
 struct file *anon_inode_getfile(const char *name, const struct file_ops *ops, void *private, u32 flags)
 {
@@ -167,11 +171,15 @@ loff_t generic_llseek(struct file *f, loff_t off, int whence)
 {
 	loff_t base = whence == 0 ? 0 : whence == 1 ? f->pos : (loff_t)f->inode->size, pos;
 
+	if (S_ISREG(f->inode->mode) && (whence == SEEK_DATA || whence == SEEK_HOLE)) {	/* all of it is data */
+		if (off >= (loff_t)f->inode->size)
+			return -ENXIO;
+		pos = whence == SEEK_DATA ? off : (loff_t)f->inode->size;
+		return pos < 0 ? -EINVAL : (f->pos = pos);
+	}
 	if (whence < 0 || whence > 2)
 		return -EINVAL;
-	if (__builtin_add_overflow(base, off, &pos))
-		return -EOVERFLOW;
-	if (pos < 0)
+	if (__builtin_add_overflow(base, off, &pos) || pos < 0)
 		return -EINVAL;
 	f->pos = pos;
 	return pos;

@@ -72,7 +72,7 @@ static struct file *open_path(int dirfd, const char *path, u32 flags, u32 mode)
 	int err;
 
 	if ((flags & O_TMPFILE) == O_TMPFILE)
-		return flags & O_ACCMODE ? open_tmpfile(dirfd, path, flags & ~(u32)O_TMPFILE, mode) : ERR_PTR(-EINVAL);
+		return flags & O_ACCMODE ? open_tmpfile(dirfd, path, flags, mode) : ERR_PTR(-EINVAL);
 	if (flags & O_PATH)
 		flags &= O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
 	if ((flags & (O_CREAT | O_DIRECTORY)) == (O_CREAT | O_DIRECTORY))

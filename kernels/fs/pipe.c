@@ -269,9 +269,23 @@ static void pipe_name(struct file *f, char *buf, u64 size)
 	scnprintf(buf, size, "pipe:[%lu]", f->inode->ino);
 }
 
+/* A pipe without a name has been found in /proc: whoever opens it is one more at its end, and waits for nobody. */
+static int pipe_open(struct inode *inode, struct file *f)
+{
+	int err = -ENXIO;
+
+	mutex_lock(&inode->lock);
+	if (inode->private) {		/* else its last end was closed meanwhile */
+		pipe_add_end(inode->private, f->mode);
+		err = 0;
+	}
+	mutex_unlock(&inode->lock);
+	return err;
+}
+
 static const struct file_ops pipe_file_ops = {
-	.read = pipe_read, .write = pipe_write, .vector = pipe_vector, .poll = pipe_poll, .ioctl = pipe_ioctl,
-	.release = pipe_release, .show_name = pipe_name,
+	.open = pipe_open, .read = pipe_read, .write = pipe_write, .vector = pipe_vector, .poll = pipe_poll,
+	.ioctl = pipe_ioctl, .release = pipe_release, .show_name = pipe_name,
 };
 const struct file_ops fifo_file_ops = {
 	.open = fifo_open, .read = pipe_read, .write = pipe_write, .vector = pipe_vector, .poll = pipe_poll, .ioctl = pipe_ioctl,
@@ -330,6 +344,7 @@ static int make_pipe(struct file *ends[2], u32 flags)
 		return -ENOMEM;
 	}
 	inode->private = p;
+	inode->fops = &pipe_file_ops;
 	iget(inode);
 	ends[0] = pipe_end(inode, O_RDONLY | flags);
 	if (IS_ERR(ends[0])) {

@@ -9,6 +9,8 @@
 
 bool has_position(const struct file *f) { return f->ops->llseek && f->ops->llseek != noop_llseek; }
 
+bool beyond(loff_t pos, u64 size) { return pos < 0 || pos + size > SHMEM_SIZE_MAX; }
+
 static ssize_t do_read(struct file *f, void *user, u64 size, loff_t *pos)
 {
 	if (!(f->mode & FMODE_READ))
@@ -19,6 +21,8 @@ static ssize_t do_read(struct file *f, void *user, u64 size, loff_t *pos)
 		return -EINVAL;
 	if (!access_ok(user, size))
 		return -EFAULT;
+	if (beyond(*pos, size))
+		return -EINVAL;
 	return f->ops->read(f, user, min(size, RW_MAX), pos);
 }
 
@@ -30,6 +34,8 @@ static ssize_t do_write(struct file *f, const void *user, u64 size, loff_t *pos)
 		return -EINVAL;
 	if (!access_ok(user, size))
 		return -EFAULT;
+	if (beyond(*pos, size))
+		return -EINVAL;
 	return f->ops->write(f, user, min(size, RW_MAX), pos);
 }
 
@@ -74,7 +80,9 @@ static s64 prw(int fd, void *user, u64 size, loff_t pos, rw_fn fn)
 	f = fget(fd);
 	if (!f)
 		return -EBADF;
-	n = has_position(f) ? fn(f, user, size, &pos) : -ESPIPE;
+	/* a device that is neither read nor written says so: it was not asked about positions */
+	n = has_position(f) || (S_ISCHR(f->inode->mode) && !f->ops->read && !f->ops->write)
+		? fn(f, user, size, &pos) : -ESPIPE;
 	fput(f);
 	return n;
 }
@@ -179,10 +187,10 @@ SYSCALL_DEFINE3(lseek, 8, int, fd, loff_t, off, int, whence)
 
 	if (!f)
 		return -EBADF;
-	if (!has_position(f)) {
-		pos = f->ops->llseek ? f->pos : -ESPIPE;
-	} else if (whence < 0 || whence > 4) {
+	if (whence < 0 || whence > SEEK_HOLE) {
 		pos = -EINVAL;
+	} else if (!has_position(f)) {
+		pos = f->ops->llseek ? f->pos : -ESPIPE;
 	} else {
 		mutex_lock(&f->pos_lock);
 		pos = f->ops->llseek(f, off, whence);
@@ -222,10 +230,15 @@ SYSCALL_DEFINE0(sync, 162)
 }
 SYSCALL_DEFINE4(fadvise64, 221, int, fd, loff_t, off, loff_t, len, int, advice)
 {
-	(void)off;
-	if (len < 0 || advice < 0 || advice > 5)
-		return -EINVAL;
-	return sync_fd(fd) == -EBADF ? -EBADF : 0;
+	struct file *f;
+	s64 ret;
+
+	f = fget(fd);
+	if (!f)
+		return -EBADF;
+	ret = S_ISFIFO(f->inode->mode) ? -ESPIPE : off < 0 || len < 0 || advice < 0 || advice > 5 ? -EINVAL : 0;
+	fput(f);
+	return ret;
 }
 
 /* ---- the kernel's own access to files in memory ---- */

@@ -21,7 +21,7 @@ static s64 move(struct file *to, struct file *from, loff_t *pos, u64 size, void 
 
 		if (got <= 0)
 			return done ? (s64)done : got;
-		put = to->ops->write(to, buf, (u64)got, &to->pos);
+		put = !to->ops->write ? -EINVAL : to->ops->write(to, buf, (u64)got, &to->pos);
 		if (put <= 0)
 			return done ? (s64)done : put;
 		*pos += put;
@@ -40,9 +40,7 @@ static s64 send(struct file *to, struct file *from, loff_t *at, u64 size)
 	struct file *locked[2] = { a < b ? a : b, a < b ? b : a };
 	s64 n, buf;
 
-	if (at && *at < 0)
-		return -EINVAL;
-	if (!has_position(from) || !from->ops->read || !to->ops->write || to->flags & O_APPEND || S_ISDIR(from->inode->mode))
+	if (beyond(to->pos, size) || !has_position(from) || !from->ops->read || to->flags & O_APPEND || S_ISDIR(from->inode->mode))
 		return -EINVAL;
 	buf = mm_map(mm, 0, PIECE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, NULL, 0);
 	if (buf < 0)
@@ -71,6 +69,9 @@ SYSCALL_DEFINE4(sendfile, 40, int, out, int, in, loff_t *, upos, u64, size)
 		goto out;
 	n = -ESPIPE;
 	if (upos && !has_position(from))
+		goto out;
+	n = -EINVAL;
+	if (beyond(upos ? pos : from->pos, size))
 		goto out;
 	to = fget(out);
 	n = -EBADF;

@@ -115,6 +115,14 @@ const struct file_ops socket_file_ops = {
 	.release = socket_release, .show_name = socket_name,
 };
 
+static int no_open(struct inode *inode, struct file *f)
+{
+	(void)inode;
+	(void)f;
+	return -ENXIO;
+}
+static const struct file_ops socket_node_ops = { .open = no_open, .show_name = socket_name };	/* seen by its path only */
+
 /* Takes over the reference to the socket, if it succeeds. */
 static struct file *socket_file(struct sock *s, u32 flags)
 {
@@ -126,6 +134,7 @@ static struct file *socket_file(struct sock *s, u32 flags)
 	inode = sockfs ? inode_new(sockfs, S_IFSOCK | 0777) : NULL;
 	if (!inode)
 		return ERR_PTR(-ENOMEM);
+	inode->fops = &socket_node_ops;
 	f = alloc_file_pseudo(inode, "", O_RDWR | (flags & O_NONBLOCK), &socket_file_ops);
 	if (IS_ERR(f))
 		return f;

@@ -48,6 +48,16 @@
 #define O_PATH		010000000
 #define O_TMPFILE	020200000
 
+#define SEEK_DATA	3
+#define SEEK_HOLE	4
+#define FALLOC_FL_KEEP_SIZE	0x01
+#define FALLOC_FL_PUNCH_HOLE	0x02
+#define FALLOC_FL_COLLAPSE_RANGE 0x08
+#define FALLOC_FL_ZERO_RANGE	0x10
+#define FALLOC_FL_INSERT_RANGE	0x20
+#define FALLOC_FL_UNSHARE_RANGE	0x40
+#define FALLOC_FL_WRITE_ZEROES	0x80
+
 struct inode;
 struct dentry;
 struct file;
@@ -167,6 +177,7 @@ int get_unused_fd_from(u32 start, u32 flags);	/* the lowest that is not below st
 int dup_from(int old, u32 start, u32 flags);
 bool file_show_name(struct file *f, char *buf, u64 size);	/* what /proc says of it if that is no path */
 /* A file without a name in any directory; ERR_PTR. /proc shows anon_inode:NAME. */
+bool is_anon_inode(const struct inode *inode);
 struct file *anon_inode_getfile(const char *name, const struct file_ops *ops, void *private, u32 flags);
 /* The same with a descriptor for it, the result. flags: O_CLOEXEC, O_NONBLOCK. On failure *private is the caller's. */
 s64 anon_inode_getfd(const char *name, const struct file_ops *ops, void *private, u32 flags);
@@ -178,6 +189,7 @@ struct file *dentry_open(struct dentry *d, u32 flags);		/* ERR_PTR */
 bool has_position(const struct file *f);		/* that reading and writing moves */
 ssize_t kernel_read(struct file *f, void *buf, u64 size, loff_t *pos);	/* kernel address; files in memory only */
 ssize_t kernel_write(struct file *f, const void *buf, u64 size, loff_t *pos);
+bool beyond(loff_t pos, u64 size);	/* a byte that would be moved is behind the last one that a position can name */
 loff_t generic_llseek(struct file *f, loff_t off, int whence);
 loff_t noop_llseek(struct file *f, loff_t off, int whence);	/* of files that have no position and do not mind */
 /* The whole file in vmalloc()ed memory; size or -errno. */
@@ -215,6 +227,7 @@ int vfs_mkdir(int dirfd, const char *path, u32 mode);
 int vfs_symlink(const char *target, int dirfd, const char *path);
 int vfs_mknod(int dirfd, const char *path, u32 mode, u64 rdev);	/* mode with its type */
 int vfs_link(struct dentry *old, int dirfd, const char *path);
+int vfs_fallocate(struct file *f, int mode, loff_t off, loff_t len);	/* fallocate(2) */
 int vfs_truncate(struct inode *inode, u64 size);		/* 0, -EISDIR, -EINVAL, and what setsize says */
 ssize_t dentry_path(struct dentry *d, char *buf, u64 size);	/* absolute path; length or -ENAMETOOLONG */
 /* For in-kernel file systems: a name below dir with a new inode; ERR_PTR(-EEXIST, -ENOMEM). */

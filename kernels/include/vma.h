@@ -66,6 +66,9 @@ void mm_switch(struct mm *next);		/* loads CR3; NULL: the kernel's */
 
 /* Address or -errno. off is in bytes, page-aligned. The mm is the current task's for the system calls, any for exec. */
 s64 mm_map(struct mm *mm, u64 addr, u64 size, u32 prot, u32 flags, struct file *file, u64 off);
+/* The same, with all that an area has, from the address `from` in it on: it was allowed once. The file is not asked. */
+s64 mm_map_as(struct mm *mm, const struct vma *like, u64 from, u64 addr, u64 size, u32 flags);
+bool mm_extend(struct mm *mm, u64 end, u64 more);	/* the area that ends there, if the room behind it is free */
 int mm_unmap(struct mm *mm, u64 addr, u64 size);
 struct vma *mm_find(struct mm *mm, u64 addr);	/* area that contains addr, NULL */
 /* Brings in the page and maps it; 0, -EFAULT (no area), -EACCES (it forbids), -ENOMEM, -EIO (beyond the file: SIGBUS). */

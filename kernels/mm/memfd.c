@@ -6,6 +6,7 @@
 #include "task.h"
 #include "uaccess.h"
 #include "vfs.h"
+#include "vma.h"
 
 #define MFD_CLOEXEC		0x0001U
 #define MFD_ALLOW_SEALING	0x0002U
@@ -56,11 +57,21 @@ struct file *shmem_file_setup(const char *name, u64 size, u32 seals, u32 mode, u
 	return alloc_file_pseudo(inode, name, flags, &shmem_file_ops);
 }
 
+static const struct inode_ops hugetlb_inode_ops;
+
+/* NULL: the file can have none. */
+static u32 *seals_of(struct inode *inode)
+{
+	return shmem_inode(inode) ? &inode->shmem->seals : inode->ops == &hugetlb_inode_ops ? (u32 *)&inode->private : NULL;
+}
+
 /* A hugetlb file on a machine whose pool of huge pages is empty: it can have a size, but never a page. */
 static int hugetlb_setsize(struct inode *inode, u64 size)
 {
 	if (size % PMD_SIZE)
 		return -EINVAL;
+	if (size != inode->size && *seals_of(inode) & (size < inode->size ? F_SEAL_SHRINK : F_SEAL_GROW))
+		return -EPERM;
 	inode->size = size;
 	return 0;
 }
@@ -75,24 +86,36 @@ static ssize_t hugetlb_read(struct file *f, void *user, u64 size, loff_t *pos)
 }
 static int hugetlb_mmap(struct file *f, struct vma *vma)
 {
-	(void)f;
-	(void)vma;
-	return -ENOMEM;
+	if (vma->flags & VM_SHARED && vma->flags & VM_WRITE && *seals_of(f->inode) & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE))
+		return -EPERM;
+	return IS_ALIGNED(PFN_PHYS(vma->pgoff), PMD_SIZE) ? -ENOMEM : -EINVAL;
+}
+static int hugetlb_fallocate(struct file *f, int mode, loff_t off, loff_t len)
+{
+	u64 end = (u64)off + (u64)len;
+
+	if (mode & ~(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE))
+		return -EOPNOTSUPP;
+	if (mode & FALLOC_FL_PUNCH_HOLE)
+		return *seals_of(f->inode) & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE) ? -EPERM : 0;
+	return end > f->inode->size && *seals_of(f->inode) & F_SEAL_GROW ? -EPERM : -ENOSPC;
 }
 static const struct inode_ops hugetlb_inode_ops = { .setsize = hugetlb_setsize };
 static const struct file_ops hugetlb_file_ops = {
-	.read = hugetlb_read, .llseek = generic_llseek, .mmap = hugetlb_mmap,
+	.read = hugetlb_read, .llseek = generic_llseek, .mmap = hugetlb_mmap, .fallocate = hugetlb_fallocate,
 };
 
-static struct file *hugetlb_file_setup(const char *name)
+static struct file *hugetlb_file_setup(const char *name, u32 seals, u32 mode)
 {
 	struct super *s = internal_super(&hugetlb_super, "hugetlbfs", HUGETLBFS_MAGIC);
-	struct inode *inode = s ? inode_new(s, S_IFREG | 0777) : NULL;
+	struct inode *inode = s ? inode_new(s, S_IFREG | mode) : NULL;
 
 	if (!inode)
 		return ERR_PTR(-ENOMEM);
 	inode->nlink = 0;
 	inode->ops = &hugetlb_inode_ops;
+	inode->fops = &hugetlb_file_ops;
+	*seals_of(inode) = seals;
 	return alloc_file_pseudo(inode, name, O_RDWR | O_LARGEFILE, &hugetlb_file_ops);
 }
 
@@ -122,7 +145,7 @@ SYSCALL_DEFINE2(memfd_create, 319, const char *, uname, u32, flags)
 	} else if (flags & MFD_ALLOW_SEALING) {
 		seals = 0;
 	}
-	file = flags & MFD_HUGETLB ? hugetlb_file_setup(name)
+	file = flags & MFD_HUGETLB ? hugetlb_file_setup(name, seals, mode)
 				   : shmem_file_setup(name, 0, seals, mode, O_RDWR | O_LARGEFILE);
 	if (IS_ERR(file)) {
 		put_unused_fd(fd);
@@ -134,7 +157,9 @@ SYSCALL_DEFINE2(memfd_create, 319, const char *, uname, u32, flags)
 
 s64 memfd_get_seals(struct file *file)
 {
-	return shmem_inode(file->inode) ? (s64)file->inode->shmem->seals : -EINVAL;
+	const u32 *seals = seals_of(file->inode);
+
+	return seals ? (s64)*seals : -EINVAL;
 }
 
 static int is_pinned(struct folio *f, void *ctx)
@@ -156,23 +181,24 @@ static bool has_pins(struct mapping *m)
 int memfd_add_seals(struct file *file, u32 seals)
 {
 	struct inode *inode = file->inode;
+	u32 *has = seals_of(inode);
 	int err = 0;
 
 	if (!(file->mode & FMODE_WRITE))
 		return -EPERM;
-	if (seals & ~(u32)F_SEALS_ALL || !shmem_inode(inode))
+	if (seals & ~(u32)F_SEALS_ALL || !has)
 		return -EINVAL;
 	mutex_lock(&inode->lock);
-	if (inode->shmem->seals & F_SEAL_SEAL) {
+	if (*has & F_SEAL_SEAL) {
 		err = -EPERM;
 	} else {
 		if (seals & F_SEAL_EXEC && inode->mode & 0111)
 			seals |= F_SEALS_WRITE;
-		if (seals & F_SEAL_WRITE && !(inode->shmem->seals & F_SEAL_WRITE) &&
+		if (seals & F_SEAL_WRITE && !(*has & F_SEAL_WRITE) && shmem_inode(inode) &&
 		    (inode->shmem->mapping.writable || has_pins(&inode->shmem->mapping)))
 			err = -EBUSY;
 		else
-			inode->shmem->seals |= seals;
+			*has |= seals;
 	}
 	mutex_unlock(&inode->lock);
 	return err;

@@ -120,7 +120,6 @@ static bool area_at(struct mm *mm, u64 addr, struct vma *out)
 SYSCALL_DEFINE5(mremap, 25, u64, old, u64, old_size, u64, new_size, u32, flags, u64, new)
 {
 	struct mm *mm = current_mm();
-	u32 map_flags;
 	struct vma v;
 	s64 at, ret;
 
@@ -143,20 +142,14 @@ SYSCALL_DEFINE5(mremap, 25, u64, old, u64, old_size, u64, new_size, u32, flags, 
 		ret = ret ? ret : (s64)old;
 		goto out;
 	}
-	map_flags = (v.flags & VM_SHARED ? MAP_SHARED : MAP_PRIVATE) | (v.file ? 0 : MAP_ANONYMOUS);
-	if (!(flags & MREMAP_FIXED) && old + old_size == v.end) {	/* in place, if the room behind it is free */
-		at = mm_map(mm, v.end, new_size - old_size, v.flags & 7, map_flags | MAP_FIXED_NOREPLACE, v.file,
-			    PFN_PHYS(v.pgoff) + (v.end - v.start));
-		if (at >= 0) {
-			ret = (s64)old;
-			goto out;
-		}
+	if (!(flags & MREMAP_FIXED) && old + old_size == v.end && mm_extend(mm, v.end, new_size - old_size)) {
+		ret = (s64)old;
+		goto out;
 	}
 	ret = -ENOMEM;
 	if (!(flags & MREMAP_MAYMOVE))
 		goto out;
-	at = mm_map(mm, new, new_size, v.flags & 7, map_flags | (flags & MREMAP_FIXED ? MAP_FIXED : 0), v.file,
-		    PFN_PHYS(v.pgoff) + (v.file ? old - v.start : 0));
+	at = mm_map_as(mm, &v, old, new, new_size, flags & MREMAP_FIXED ? MAP_FIXED : 0);
 	ret = at;
 	if (at < 0)
 		goto out;
@@ -194,10 +187,49 @@ static bool known_advice(int advice)
 	case MADV_NORMAL ... MADV_DONTNEED:
 	case MADV_FREE ... MADV_DODUMP:
 	case MADV_COLD ... MADV_POPULATE_WRITE:
-		return advice != MADV_REMOVE;
+		return true;
 	default:
 		return false;
 	}
+}
+
+/* MADV_REMOVE: holes in the files that are mapped at [at, end). An inode's lock is taken before an mm's, so every area's
+ * turn comes with no lock held. */
+static int remove_from_files(struct mm *mm, u64 at, u64 end)
+{
+	int err = 0, gap = 0;
+
+	while (!err && at < end) {
+		struct file *file = NULL;
+		struct vma *v;
+		u64 stop = end;
+		loff_t off = 0;
+
+		mutex_lock(&mm->lock);
+		list_for_each_entry(v, &mm->areas, list)
+			if (v->end > at)
+				break;
+		if (&v->list == &mm->areas || v->start >= end) {
+			gap = -ENOMEM;
+		} else {
+			gap = v->start > at ? -ENOMEM : gap;
+			at = max(at, v->start);
+			stop = min(end, v->end);
+			off = (loff_t)(PFN_PHYS(v->pgoff) + at - v->start);
+			err = !v->file ? -EINVAL : !(v->flags & VM_SHARED && v->flags & VM_MAYWRITE) ? -EACCES : 0;
+			if (!err) {
+				file = v->file;
+				file_get(file);
+			}
+		}
+		mutex_unlock(&mm->lock);
+		if (file) {
+			err = vfs_fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off, (loff_t)(stop - at));
+			fput(file);
+		}
+		at = stop;
+	}
+	return err ? err : gap;
 }
 
 SYSCALL_DEFINE3(madvise, 28, u64, addr, u64, size, int, advice)
@@ -209,6 +241,8 @@ SYSCALL_DEFINE3(madvise, 28, u64, addr, u64, size, int, advice)
 
 	if (!known_advice(advice) || !IS_ALIGNED(addr, PAGE_SIZE) || PAGE_ALIGN(size) < size || end < addr)
 		return -EINVAL;
+	if (advice == MADV_REMOVE)
+		return remove_from_files(mm, at, end);
 	if (advice == MADV_POPULATE_READ || advice == MADV_POPULATE_WRITE) {
 		err = populate(mm, addr, end, advice == MADV_POPULATE_WRITE);
 		return err == -EACCES ? -EINVAL : err == -EFAULT ? -ENOMEM : err == -EIO ? -EFAULT : err;

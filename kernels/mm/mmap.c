@@ -287,6 +287,45 @@ out_file:
 	return ret;
 }
 
+s64 mm_map_as(struct mm *mm, const struct vma *like, u64 from, u64 addr, u64 size, u32 flags)
+{
+	struct vma *v = kmalloc(sizeof(*v), GFP_KERNEL);
+	s64 ret;
+
+	if (!v)
+		return -ENOMEM;
+	*v = *like;
+	mutex_lock(&mm->lock);
+	ret = choose_address(mm, addr, size, flags);
+	if (ret >= 0) {
+		v->start = (u64)ret;
+		v->end = v->start + size;
+		if (v->file)
+			file_get(v->file);
+		if (v->mapping)
+			v->pgoff += PFN_DOWN(from - like->start);
+		area_insert(mm, v);
+		v = NULL;
+	}
+	mutex_unlock(&mm->lock);
+	kfree(v);
+	return ret;
+}
+
+bool mm_extend(struct mm *mm, u64 end, u64 more)
+{
+	struct vma *v;
+	bool ok;
+
+	mutex_lock(&mm->lock);
+	v = mm_find(mm, end - 1);
+	ok = v && v->end == end && more <= USER_END - end && range_is_free(mm, end, more);
+	if (ok)
+		area_resize(v, v->start, end + more);
+	mutex_unlock(&mm->lock);
+	return ok;
+}
+
 int mm_protect(struct mm *mm, u64 addr, u64 size, u32 prot)
 {
 	u64 end = addr + size, at = addr;

@@ -13,12 +13,7 @@
 #include "vfs.h"
 #include "vma.h"
 
-#define FALLOC_FL_KEEP_SIZE	0x01
-#define FALLOC_FL_PUNCH_HOLE	0x02
 #define SEALS_AGAINST_WRITE	(F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)
-
-#define SEEK_DATA 3
-#define SEEK_HOLE 4
 
 int shmem_init_inode(struct inode *inode)
 {
@@ -78,13 +73,22 @@ static struct folio *get_folio(struct shmem *s, u64 index, u64 size, gfp_t gfp)
 	folio_put(f);			/* the mapping has its own reference */
 	if (err)
 		return ERR_PTR(err);
-	f->page.flags |= PG_UPTODATE | PG_DIRTY;
 	return f;
 }
 
+/* Whoever asks for a folio to use it makes it part of the file's data. Until then, what fallocate(2) provided is a hole. */
+static struct folio *for_use(struct folio *f)
+{
+	if (!IS_ERR(f))
+		f->page.flags |= PG_UPTODATE | PG_DIRTY;
+	return f;
+}
+
+static bool is_data(const struct folio *f) { return f->page.flags & PG_UPTODATE; }
+
 struct folio *shmem_get_folio(struct shmem *s, u64 index, u64 size)
 {
-	return get_folio(s, index, size, GFP_MOVABLE);
+	return for_use(get_folio(s, index, size, GFP_MOVABLE));
 }
 
 /* Bytes from position pos on that lie in the folio, as memory. */
@@ -154,9 +158,11 @@ static ssize_t shmem_write(struct file *file, const void *user, u64 size, loff_t
 	u64 pos, done = 0;
 	int err = 0;
 
+	if (!size)
+		return 0;
 	mutex_lock(&inode->lock);
 	pos = file->flags & O_APPEND ? inode->size : (u64)*ppos;
-	if (size && pos >= SHMEM_SIZE_MAX) {
+	if (pos >= SHMEM_SIZE_MAX) {
 		mutex_unlock(&inode->lock);
 		return -EFBIG;
 	}
@@ -166,7 +172,8 @@ static ssize_t shmem_write(struct file *file, const void *user, u64 size, loff_t
 		struct folio *f;
 		u8 *to;
 
-		err = may_write(inode, pos, n);
+		/* as much as a large folio would take at once is allowed as a whole, or not at all */
+		err = may_write(inode, pos, min(size - done, PMD_SIZE - pos % PMD_SIZE));
 		if (err)
 			break;
 		mutex_lock(&s->mapping.lock);
@@ -183,7 +190,7 @@ static ssize_t shmem_write(struct file *file, const void *user, u64 size, loff_t
 		folio_put(f);
 		pos += n - left;
 		done += n - left;
-		if (pos > inode->size && n > left)
+		if (pos > inode->size)		/* even if nothing could be copied there */
 			WRITE_ONCE(inode->size, pos);
 		if (left) {
 			err = -EFAULT;
@@ -269,7 +276,7 @@ static int allocate_range(struct inode *inode, u64 start, u64 end, u64 size)
 		struct folio *f;
 
 		mutex_lock(&s->mapping.lock);
-		f = shmem_get_folio(s, i, size);
+		f = get_folio(s, i, size, GFP_MOVABLE);
 		mutex_unlock(&s->mapping.lock);
 		if (IS_ERR(f))
 			return -ENOSPC;
@@ -291,15 +298,11 @@ static int shmem_fallocate(struct file *file, int mode, loff_t off, loff_t len)
 	if (s->frozen) {
 		err = -EPERM;
 	} else if (mode & FALLOC_FL_PUNCH_HOLE) {
-		if (!(mode & FALLOC_FL_KEEP_SIZE))
-			err = -EOPNOTSUPP;
-		else if (s->seals & SEALS_AGAINST_WRITE)
+		if (s->seals & SEALS_AGAINST_WRITE)
 			err = -EPERM;
 		else
 			punch_hole(s, start, end);
-	} else if (end > SHMEM_SIZE_MAX) {
-		err = -EFBIG;
-	} else if (!(mode & FALLOC_FL_KEEP_SIZE) && end > inode->size && s->seals & F_SEAL_GROW) {
+	} else if (end > inode->size && s->seals & F_SEAL_GROW) {	/* also what would keep the size */
 		err = -EPERM;
 	} else {
 		err = allocate_range(inode, start, end, max(end, inode->size));
@@ -327,12 +330,14 @@ static loff_t shmem_llseek(struct file *file, loff_t off, int whence)
 	if (whence == SEEK_DATA) {
 		struct folio *f = mapping_next(m, PFN_DOWN(pos));
 
+		while (f && !is_data(f))
+			f = mapping_next(m, f->page.index + folio_nr_pages(f));
 		result = f ? max(pos, PFN_PHYS(f->page.index)) : inode->size;
 	} else {
 		struct folio *f = mapping_find(m, PFN_DOWN(pos));
 
 		result = pos;
-		for (; f; f = mapping_find(m, PFN_DOWN(result)))
+		for (; f && is_data(f); f = mapping_find(m, PFN_DOWN(result)))
 			result = PFN_PHYS(f->page.index + folio_nr_pages(f));
 		result = min(result, inode->size);
 	}
@@ -395,7 +400,7 @@ static int pin(struct folio *f, void *ctx)
 
 struct folio *shmem_get_pinnable(struct shmem *s, u64 index, u64 size)
 {
-	struct folio *f = get_folio(s, index, size, GFP_KERNEL);
+	struct folio *f = for_use(get_folio(s, index, size, GFP_KERNEL));
 	int err;
 
 	if (IS_ERR(f) || !in_scratch(f))

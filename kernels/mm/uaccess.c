@@ -60,13 +60,13 @@ int copy_struct_from_user(void *dst, u64 ksize, const void *user, u64 usize)
 
 	for (u64 at = n; at < usize; ) {
 		u8 extra[64];
-		u64 part = min(usize - at, (u64)sizeof(extra));
+		u64 part = min(usize - at, (u64)sizeof(extra)), left = copy_from_user(extra, (const u8 *)user + at, part);
 
-		if (copy_from_user(extra, (const u8 *)user + at, part))
-			return -EFAULT;
-		for (u64 i = 0; i < part; i++)
+		for (u64 i = 0; i < part - left; i++)	/* what comes first decides */
 			if (extra[i])
 				return -E2BIG;
+		if (left)
+			return -EFAULT;
 		at += part;
 	}
 	if (copy_from_user(dst, user, n))

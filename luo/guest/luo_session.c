@@ -166,7 +166,8 @@ static s64 get_name(struct luo_session *s, void *cmd)
 
 	if (c->reserved)
 		return -EINVAL;
-	memset(c->name, 0, sizeof(c->name));
+	/* What lies behind the terminator's word stays the program's, as Linux leaves it. */
+	memset(c->name, 0, ALIGN_UP(strlen(s->name) + 1, 8));
 	strscpy(c->name, s->name, sizeof(c->name));
 	return 0;
 }

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 PAGE = 4096
+LARGE_PAGE = 2 << 20
 PERM, NOENT, BADF, BUSY, EXIST, INVAL, NOTTY, SRCH = -1, -2, -9, -16, -17, -22, -25, -3
 SEAL, SHRINK, GROW, WRITE, FUTURE, EXEC = 1, 2, 4, 8, 16, 32
 WRITES = SHRINK | GROW | WRITE | FUTURE
@@ -195,7 +196,7 @@ class Luo:
         return it
 
     def write(self, process: int, slot: int, at: int, size: int, seed: int) -> int:
-        """As far as it is allowed, piece by piece of a page."""
+        """Page by page; all that a large page would take at once is allowed, or nothing of it."""
         it = self._memfd(process, slot)
         if it is None:
             return BADF
@@ -203,7 +204,7 @@ class Luo:
         while done < size:
             index, offset = divmod(at + done, PAGE)
             n = min(size - done, PAGE - offset)
-            grows = at + done + n > inode.size
+            grows = at + done + min(size - done, LARGE_PAGE - (at + done) % LARGE_PAGE) > inode.size
             if inode.seals & (WRITE | FUTURE) or (grows and (inode.seals & GROW or self.frozen(inode))):
                 return done or PERM
             page = inode.pages.setdefault(index, bytearray(PAGE))

@@ -10,8 +10,8 @@ import pytest
 from tests.userspace.programs import RELEASES, Ran, is_root, on_kernel, on_linux
 
 PROGRAMS = (
-    "counters", "devices", "exec", "fork", "ids", "misc", "pidfd", "pipes", "polling", "rights", "sendfile",
-    "session", "signals", "sockets", "terminal", "threads",
+    "counters", "devices", "exec", "fork", "ids", "memfiles", "misc", "pidfd", "pipes", "polling", "rights",
+    "sendfile", "session", "signals", "sockets", "terminal", "threads",
 )  # fmt: skip
 TRIES = 3
 
