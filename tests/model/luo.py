@@ -262,7 +262,7 @@ class Luo:
         if it is None:
             return BADF
         inode = it.inode
-        if self.frozen(inode) or (not keep_size and at + size > inode.size and inode.seals & GROW):
+        if self.frozen(inode) or (at + size > inode.size and inode.seals & GROW):
             return PERM
         for index in range(at // PAGE, -(-(at + size) // PAGE)):
             inode.pages.setdefault(index, bytearray(PAGE))
