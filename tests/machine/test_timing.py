@@ -486,6 +486,29 @@ def test_probe_of_a_repeated_instruction_sees_each_iteration() -> None:
             assert m.instructions == 3 + 9 + 1 + 1, "one more, which finds the count to be zero"
 
 
+def test_registers_in_a_probe_are_those_of_now() -> None:
+    """However often they were looked at before: after a change, at the next address, after a way back."""
+    code = "mov ecx, 3\n1: nop\nadd ebx, ecx\nloop 1b\nhlt"
+    at = [CODE + len(assemble("mov ecx, 3\n")), CODE + len(assemble("mov ecx, 3\nnop\nadd ebx, ecx\n"))]
+    seen: list[tuple[int, int]] = []
+
+    def look(m: Machine, address: int) -> None:
+        first = m.registers()["rbx"]
+        m.cpus[0].set_registers(rbx=first + 100)
+        seen.append((first, m.registers()["rbx"]))
+
+    with flat(code) as m:
+        start = m.snapshot()
+        for address in at:
+            m.probe(address, look)
+        m.run(until=1000)
+        assert [first for first, _ in seen] == [0, 103, 203, 305, 405, 506]
+        assert all(then == first + 100 for first, then in seen)
+        assert m.registers()["rbx"] == 606
+        m.restore(start)
+        assert m.registers()["rbx"] == 0
+
+
 def test_probe_may_add_and_remove_probes() -> None:
     code = "mov ecx, 20\n1: nop\nnop\ndec ecx\njnz 1b\nhlt"
     loop = CODE + len(assemble("mov ecx, 20"))
