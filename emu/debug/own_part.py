@@ -1,4 +1,4 @@
-"""What parts of LUO's rows on the project's kernels need: who judges, `Judge`, and where to look, `Part`."""
+"""What parts of the rows on the project's kernels need: who judges (`Judge`), and where to look (`Part`)."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ class Part:
         """A row is being checked."""
         return self.judge.checking(id, self.SENDER)
 
-    def broken(self, id: str, message: str, phys: int | None) -> None:
-        """A row is broken."""
-        self.judge.violate(id, "J" if self.SENDER else "run", message, phys, self.SENDER)
+    def broken(self, id: str, message: str, phys: int | None, when: str = "") -> None:
+        """A row is broken; ``when`` it is no moment, it is in the run, or at J."""
+        self.judge.violate(id, when or ("J" if self.SENDER else "run"), message, phys, self.SENDER)
 
 
 def handle(s: Structures, args: int) -> int:
