@@ -442,7 +442,7 @@ def needed_libraries(program: Path, data: bytes | None = None) -> dict[str, byte
             seen.add(name)
             path = _find(name, directories)
             if path is None:
-                places = ", ".join(directories)
+                places = ", ".join(directories) + " (--no-libs leaves libraries out)"
                 raise ImageError(f"needs the library {name}, which is in none of {places}", str(user))
             contents = _read(path)
             found[name if "/" in name else f"{system}/{name}"] = contents

@@ -53,7 +53,7 @@ class Incoming:
             given = list(neighbour.scratch) if neighbour is not None and neighbour.scratch else None
             handover = Handover.read(memory, fdt, given, search=fdt is None)
         except KhoError as e:
-            raise ImageError(str(e), str(path)) from None
+            raise ImageError(e.message if e.where == str(path) else str(e), str(path)) from None
         found = handover.scratch
         if handover.fdt_phys is None or not found or not any(a.size for a in found):
             message = "nothing says where the scratch areas are: its .json has to"

@@ -33,7 +33,7 @@ from emu.debug.struct_pages import StructPages
 from emu.errors import EmuError
 from kho.abi import PAGE_SIZE
 from kho.check import MOMENTS, Report, Segment, Violation
-from kho.errors import ImageError, KhoError
+from kho.errors import ImageError, KhoError, NotFound
 from kho.handover import Handover
 from kho.image import Image, MappedMemory, open_image
 from kho.memory import PhysicalMemory, Reader
@@ -206,7 +206,11 @@ def open_handover(args: argparse.Namespace) -> Opened:
         # at K the image itself says where the list is, and that is what has to be checked
         if scratch is None and neighbour.moment == "J":
             given = _neighbour_scratch(Reader(memory), neighbour)
-    return Opened(image, Handover.read(memory, fdt, given, search=True), moment, neighbour)
+    try:
+        return Opened(image, Handover.read(memory, fdt, given, search=True), moment, neighbour)
+    except NotFound as error:  # not at an address: in the whole file
+        error.where = error.where or str(image.path)
+        raise
 
 
 def open_memory(args: argparse.Namespace) -> tuple[PhysicalMemory, int | None]:
@@ -249,7 +253,8 @@ def read_neighbour(path: Path) -> Neighbour | None:
             document = json.loads(candidate.read_text("utf-8"))
             if isinstance(document, dict) and ("kho_fdt_pa" in document or "scratch" in document):
                 return _neighbour(candidate, document)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError,
+                RecursionError) as error:  # fmt: skip
             print(f"luemu: {candidate} is ignored: {clean(str(error))}", file=sys.stderr)
     return None
 

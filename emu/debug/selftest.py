@@ -93,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
     except (UsageError, ConfigError, ImageError) as e:
         return fail(e, args.json)
     summary = _SUMMARY.search(console)
-    ok = not crashed and summary is not None and summary[2] == b"0"
+    none = summary is not None and summary[1] == b"0"
+    ok = not crashed and not none and summary is not None and summary[2] == b"0"
     if args.json:
         print_json(
             {
@@ -115,7 +116,8 @@ def run(args: argparse.Namespace) -> int:
     if crashed:
         print(f"the guest did not end by itself: {stop}")
     elif not ok and not epitaph:
-        print("the guest did not come to the end of its tests" if summary is None else "tests failed")
+        why = "the guest did not come to the end of its tests" if summary is None else "tests failed"
+        print("no test ran: there is none of that name" if none else why)
     if epitaph:
         print(epitaph)
     paint = Paint(sys.stdout)

@@ -212,6 +212,19 @@ def test_unreadable_files(words: list[str], kind: str, tmp_path: Path, call: Cal
     assert plain.status == 2 and plain.out == "" and plain.err.count("\n") == 1, plain
 
 
+def test_what_is_wrong_with_an_image_names_it(tmp_path: Path, call: Call) -> None:
+    """Also where it is the whole file, and whatever stands in the .json beside it."""
+    image = tmp_path / "zeros.raw"
+    image.write_bytes(bytes(1 << 16))
+    for beside in ("", '{"kho_fdt_pa": 1e400}', '{"kho_fdt_pa": "x"}', '{"scratch": [[1]]}', "[" * 100_000):
+        (tmp_path / "zeros.json").write_text(beside)
+        for command in ("inspect", "check"):
+            done = call(command, image)
+            assert done.status == 2 and done.err.splitlines()[-1].startswith(f"luemu: {image}: no root FDT")
+            assert done.err.count("\n") == 2 and "zeros.json is ignored: " in done.err, done
+            assert json.loads(call(command, "--json", image).out)["error"]["where"] == str(image)
+
+
 def test_files_that_cannot_be_written(tmp_path: Path, call: Call) -> None:
     loop = endless_loop(tmp_path / "loop.elf")
     nowhere = tmp_path / "nosuch" / "file"
@@ -333,6 +346,19 @@ def test_a_guest_that_loops_for_ever(tmp_path: Path, call: Call) -> None:
     done = call(*words)
     assert done.status == 1 and "not ok: the run ended by budget in phase cold-boot" in done.out
     assert "0x100000" in done.out and "jmp" in done.out
+
+
+def test_a_test_that_there_is_not(call: Call) -> None:
+    """Nothing failed, but nothing was tested either."""
+    done = call("selftest", "only=nosuch")
+    assert done.status == 1 and done.out.endswith("no test ran: there is none of that name\nnot ok\n")
+    document = json.loads(call("selftest", "only=nosuch", "--json").out)
+    assert (document["ok"], document["tests"], document["failed"]) == (False, 0, 0)
+
+
+def test_an_incoming_image_is_named_once(tmp_path: Path, call: Call) -> None:
+    done = call("run", "--incoming", tmp_path / "x")
+    assert (done.status, done.err) == (2, f"luemu: {tmp_path / 'x'}: No such file or directory\n")
 
 
 # --- pipes and terminals ---------------------------------------------------------------------------
