@@ -76,7 +76,8 @@ def interact(update: Update, record: Path | None) -> None:
     m = update.machine
     log = Lines(record) if record is not None else None
     print("console of the machine; Ctrl-] leaves\r", file=sys.stderr)
-    with _raw_terminal():
+    typed = b""  # while nobody reads
+    with _raw_terminal() as terminal:
         while True:
             skipped = m.ticks - m.instructions
             stop = update.advance(m.ticks + _INTERACTIVE_SLICE)
@@ -86,21 +87,34 @@ def interact(update: Update, record: Path | None) -> None:
                 update.ended = stop
                 break
             idle = 3600.0 if asleep else (m.ticks - m.instructions - skipped) / 1e9
-            if not any(p.when == "interactive" and not p.ended for p in update.transcript.programs):
-                continue  # nobody reads the console yet: what is typed would be lost
-            if select.select([sys.stdin], [], [], idle)[0]:
+            reads = _somebody_reads(update)
+            if not reads and not terminal:
+                continue  # what is typed would be lost; but a terminal can be left, the more so if it hangs
+            if not (reads and typed):
+                if not select.select([sys.stdin], [], [], idle if reads else 0)[0]:
+                    continue
                 data = os.read(sys.stdin.fileno(), 256)
                 if not data:  # the end of a file or pipe: the machine goes on alone
                     break
-                if b"\x1d" in data:
-                    data, update.ended = b"", _left(stop)
-                if log is not None:
-                    log.write([m.ticks, data.hex()])
-                if not data:
-                    break
-                m.send(data)
+                typed += data
+            if b"\x1d" in typed:
+                typed, update.ended = b"", _left(stop)
+            elif not reads:
+                continue
+            if log is not None:
+                log.write([m.ticks, typed.hex()])
+            if not typed:
+                break
+            m.send(typed)
+            typed = b""
     if log is not None:
         log.close()
+
+
+def _somebody_reads(update: Update) -> bool:
+    """Whether the shell runs; of a first program of somebody else's nobody knows."""
+    programs = update.transcript.programs
+    return not update.options.driven or any(p.when == "interactive" and not p.ended for p in programs)
 
 
 def _left(stop: Stop) -> Stop:

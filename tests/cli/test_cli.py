@@ -386,6 +386,32 @@ def on_terminal(*words: str | Path, **changes: str) -> tuple[int, str]:
     return process.returncode, shown.decode()
 
 
+def test_a_terminal_can_be_left_at_any_time(tmp_path: Path) -> None:
+    """Also before there is a shell: in raw mode Ctrl-C is a character like any other. What is typed meanwhile
+    is no reason to stay."""
+    loop = endless_loop(tmp_path / "loop.elf")
+    mine, its = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "emu", "run", "--old", loop, "--updates", "0", "--interactive"],
+        stdin=its, stdout=subprocess.PIPE, stderr=its, cwd=ROOT, env=environment(),
+    )  # fmt: skip
+    os.close(its)
+    try:
+        shown = b""
+        while b"Ctrl-] leaves" not in shown:
+            shown += os.read(mine, 100)
+        for _ in range(600):  # until the terminal is in raw mode
+            os.write(mine, b"\x03ls\r\x1d")
+            if process.poll() is not None:
+                break
+            time.sleep(0.1)
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        os.close(mine)
+    assert process.returncode == 1 and b"the console was left with Ctrl-]" in out
+
+
 def test_colour_on_a_terminal_only() -> None:
     status, shown = on_terminal("check", IMAGE)
     assert status == 0 and "\033[32m" in shown
