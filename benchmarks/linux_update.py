@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import statistics
 import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.ratios import medians
 from emu.debug.chain import LINUX_CMDLINE
 from emu.debug.options import Options
 from emu.debug.update import Update
@@ -114,11 +114,4 @@ def run(kernel: Path, lu: Path, rounds: int = 3) -> dict[str, float]:
         mine.append(ours(kernel, lu))
         tcg.append(qemu(kernel, lu))
         icount.append(qemu(kernel, lu, ["-icount", "shift=0,sleep=off"]))
-    medians = {
-        "luemu_seconds": statistics.median(mine),
-        "qemu_tcg_seconds": statistics.median(tcg),
-        "qemu_icount_seconds": statistics.median(icount),
-    }
-    medians["ratio_to_tcg"] = medians["luemu_seconds"] / medians["qemu_tcg_seconds"]
-    medians["ratio_to_icount"] = medians["luemu_seconds"] / medians["qemu_icount_seconds"]
-    return medians
+    return medians(mine, tcg, icount)

@@ -9,13 +9,13 @@ QEMU's firmware are left out. Figures are seconds of wall time, medians; what co
 from __future__ import annotations
 
 import shutil
-import statistics
 import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
 
 import kernels
+from benchmarks.ratios import medians
 from emu.boot import Boot
 from emu.initramfs import Initramfs
 from emu.machine import Machine
@@ -111,12 +111,4 @@ def run(rounds: int = 3) -> dict[str, float]:
         mine.append(seconds)
         tcg.append(qemu(initramfs))
         icount.append(qemu(initramfs, ["-icount", "shift=0,sleep=off"]))
-    medians = {
-        "million_instructions": instructions / 1e6,
-        "luemu_seconds": statistics.median(mine),
-        "qemu_tcg_seconds": statistics.median(tcg),
-        "qemu_icount_seconds": statistics.median(icount),
-    }
-    medians["ratio_to_tcg"] = medians["luemu_seconds"] / medians["qemu_tcg_seconds"]
-    medians["ratio_to_icount"] = medians["luemu_seconds"] / medians["qemu_icount_seconds"]
-    return medians
+    return {"million_instructions": instructions / 1e6, **medians(mine, tcg, icount)}

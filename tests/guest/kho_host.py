@@ -39,7 +39,8 @@ HOSTED = build.Target(
         "kernels/mm/memblock*.c", "kernels/mm/folio.c", "kernels/mm/reserve_mem.c", "kernels/lib/kstrtox.c",
         "kernels/lib/string.c",
     ),
-    inputs=("kernels/include/*.h", "kernels/mm/*.h", "kho/guest/*.h", "tests/guest/kho_*.h"),
+    inputs=("kernels/include/*.h", "kernels/mm/*.h", "kho/guest/*.h", "tests/guest/kho_*.h",
+            "tests/guest/hosted_release.h"),
     flags=FLAGS,
 )  # fmt: skip
 

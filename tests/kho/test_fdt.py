@@ -20,7 +20,7 @@ from tests.oracles import require
 RECORDED = Path(__file__).parent.parent / "data" / "handovers"
 BLOBS = sorted(RECORDED.glob("*/*.dtb"))
 
-# The root FDT of a real kernel: tree at 0x55e000; LUO, kho_test and kexec-metadata.
+# The root FDT of a real kernel: tree at 0x55e000; kexec-metadata, kho_test and LUO were added in this order.
 GOLDEN = bytes.fromhex("""
 d00dfeed 00000159 00000038 00000120 00000028 00000011 00000010 00000000 00000039 000000e8 00000000 00000000
 00000000 00000000 00000001 00000000 00000003 00000007 00000015 6b686f2d 76340000 00000003 00000008 00000000
