@@ -8,7 +8,8 @@ import sys
 from collections import defaultdict
 from typing import Any
 
-from emu.debug.inspect import add_options, draw_violations, open_handover, open_memory
+from emu.debug.inspect import add_options, open_handover, open_memory
+from emu.debug.inspect_draw import draw_violations
 from emu.debug.output import Branch, Paint, UsageError, clean, fail, print_json, print_tree
 from emu.debug.predict import Prediction, accepted, predict, predict_unknown
 from emu.debug.release import Kernel, kernel_name

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from emu.debug.inspect import describe_session
+from emu.debug.inspect_describe import describe_session
 from emu.debug.workloads import Ledger
 from kho.abi import PAGE_SIZE
 from kho.handover import Handover

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from emu.boot import RAM, Range
 from emu.boot import e820 as firmware_map
-from emu.debug.inspect import open_any, read_neighbour
+from emu.debug.inspect import open_any
+from emu.debug.neighbour import read_neighbour
 from emu.errors import ConfigError, ImageError
 from emu.machine import Machine
 from emu.memory import PAGE, low_split

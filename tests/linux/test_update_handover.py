@@ -12,7 +12,7 @@ import pytest
 
 from emu import saved
 from emu.cli import main
-from emu.debug.inspect import describe
+from emu.debug.inspect_describe import describe
 from emu.initproto import NextKernel, Plan
 from emu.machine import Machine
 from kho.abi import PAGE_SIZE, RESTORE_MAGIC

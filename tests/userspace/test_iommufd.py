@@ -14,7 +14,7 @@ from random import Random
 import pytest
 
 from emu.debug import inspect_devices
-from emu.debug.inspect import describe
+from emu.debug.inspect_describe import describe
 from emu.debug.output import Branch
 from emu.devices.edu import Edu
 from emu.machine import Machine
