@@ -281,7 +281,7 @@ def run_rubbish(code: bytes, seed: int) -> None:
         m.state_hash()
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(code=st.binary(min_size=16, max_size=400), seed=st.integers(0, 1 << 32))
 def test_any_bytes_as_code(code: bytes, seed: int) -> None:
     run_rubbish(code * 2, seed)
@@ -421,7 +421,7 @@ OPCODES = [
 ]
 
 
-@settings(max_examples=120)
+@settings(max_examples=50)
 @given(
     code=st.lists(
         st.one_of(st.sampled_from([bytes.fromhex(o) for o in OPCODES]), st.binary(max_size=3)), max_size=60
@@ -450,8 +450,9 @@ def test_any_bytes_as_code_campaign(batch: int) -> None:
         run_rubbish(campaign_code(rng, pieces, i), batch << 16 | i)
 
 
-def test_any_bytes_as_code_do_not_depend_on_slicing() -> None:
-    for seed in range(60):
+@pytest.mark.parametrize("seeds", [range(16), pytest.param(range(16, 200), marks=pytest.mark.campaign)])
+def test_any_bytes_as_code_do_not_depend_on_slicing(seeds: range) -> None:
+    for seed in seeds:
         rng = random.Random(seed)
         pieces = [bytes.fromhex(o) for o in OPCODES if o not in ("fa", "f4")]
         code = b"".join(rng.choice(pieces) if rng.random() < 0.4 else rng.randbytes(2) for _ in range(200))
@@ -477,14 +478,25 @@ def boots(image: bytes) -> None:
         )  # zeros may be slow: see run_rubbish
 
 
-@settings(max_examples=50)
-@given(data=st.data())
-def test_mutated_elf_kernels(data: st.DataObject) -> None:
+def mutated_elf_kernels(data: st.DataObject) -> None:
     image = bytearray(selftest_image())
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.one_of(st.integers(0, 63), st.integers(64, 600), st.integers(0, len(image) - 1)))
         image[at] = data.draw(st.integers(0, 255))
     boots(bytes(image))
+
+
+@settings(max_examples=20)
+@given(data=st.data())
+def test_mutated_elf_kernels(data: st.DataObject) -> None:
+    mutated_elf_kernels(data)
+
+
+@pytest.mark.campaign
+@settings(max_examples=1000)
+@given(data=st.data())
+def test_mutated_elf_kernels_campaign(data: st.DataObject) -> None:
+    mutated_elf_kernels(data)
 
 
 def bzimage(
@@ -515,9 +527,7 @@ def test_the_smallest_bzimage_runs() -> None:
         assert (stop.kind, stop.instructions) == (StopKind.DEADLOCK, 3)
 
 
-@settings(max_examples=150)
-@given(data=st.data())
-def test_mutated_bzimages(data: st.DataObject) -> None:
+def mutated_bzimages(data: st.DataObject) -> None:
     image = bytearray(bzimage(code=bytes.fromhex("90f4")))
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.one_of(st.integers(0x1F1, 0x268), st.integers(0, len(image) - 1)))
@@ -526,17 +536,41 @@ def test_mutated_bzimages(data: st.DataObject) -> None:
     boots(bytes(image[:cut]))
 
 
-@settings(max_examples=100)
-@given(data=st.binary(max_size=2000))
-def test_any_bytes_as_a_kernel(data: bytes) -> None:
+@settings(max_examples=60)
+@given(data=st.data())
+def test_mutated_bzimages(data: st.DataObject) -> None:
+    mutated_bzimages(data)
+
+
+@pytest.mark.campaign
+@settings(max_examples=3000)
+@given(data=st.data())
+def test_mutated_bzimages_campaign(data: st.DataObject) -> None:
+    mutated_bzimages(data)
+
+
+def any_bytes_as_a_kernel(data: bytes) -> None:
     for image in (data, b"\x7fELF\x02\x01\x01" + data):
         boots(image)
+
+
+@settings(max_examples=40)
+@given(data=st.binary(max_size=2000))
+def test_any_bytes_as_a_kernel(data: bytes) -> None:
+    any_bytes_as_a_kernel(data)
+
+
+@pytest.mark.campaign
+@settings(max_examples=1000)
+@given(data=st.binary(max_size=2000))
+def test_any_bytes_as_a_kernel_campaign(data: bytes) -> None:
+    any_bytes_as_a_kernel(data)
 
 
 CRASH = """
 import sys
 from tests.machine.test_ends import run_rubbish
-for seed in range(12):
+for seed in range(6):
     import random
     run_rubbish(random.Random(seed).randbytes(1000), seed)
 print("alive")

@@ -212,20 +212,33 @@ def changed(document: Any, path: tuple[Any, ...], value: Any) -> Any:
 WRONG: list[Any] = [..., None, "x", -1, 1 << 70, 1.5, [], {}, {"hex": "zz"}, {"hex": "00"}, [1, 2], True, 3]
 
 
-@settings(max_examples=400)
-@given(data=st.data())
-def test_wrong_state_with_a_right_checksum(
-    data: st.DataObject, image: bytes, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Loads, or is refused with ImageError; and what loads also runs to a typed end."""
+def wrong_state(data: st.DataObject, image: bytes, directory: Path) -> None:
+    """Loads, or is refused with ImageError."""
     state, packed = parts(image)
     path = data.draw(st.sampled_from(leaves(state)))
     value = data.draw(st.sampled_from(WRONG))
     try:
-        m = load(tmp_path_factory.getbasetemp(), signed(changed(state, path, value), packed))
+        m = load(directory, signed(changed(state, path, value), packed))
     except ImageError:
         return
     m.close()
+
+
+@settings(max_examples=120)
+@given(data=st.data())
+def test_wrong_state_with_a_right_checksum(
+    data: st.DataObject, image: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    wrong_state(data, image, tmp_path_factory.getbasetemp())
+
+
+@pytest.mark.campaign
+@settings(max_examples=3000)
+@given(data=st.data())
+def test_wrong_state_with_a_right_checksum_campaign(
+    data: st.DataObject, image: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    wrong_state(data, image, tmp_path_factory.getbasetemp())
 
 
 @pytest.mark.parametrize(
