@@ -228,13 +228,11 @@ int shmem_truncate(struct inode *inode, u64 size)
 
 	if (size > SHMEM_SIZE_MAX)
 		return -EFBIG;
-	if (size == old)
-		return 0;
-	if (s->frozen || s->seals & (size < old ? F_SEAL_SHRINK : F_SEAL_GROW))
+	if (size != old && (s->frozen || s->seals & (size < old ? F_SEAL_SHRINK : F_SEAL_GROW)))
 		return -EPERM;
 	mutex_lock(&s->mapping.lock);
 	WRITE_ONCE(inode->size, size);
-	if (size < old) {
+	if (size <= old) {		/* also what is provided beyond the end, and bytes that were written there */
 		unmap_mapping_range(&s->mapping, PFN_UP(size), ~0UL >> PAGE_SHIFT, true);
 		if (size % PAGE_SIZE)
 			zero_range(&s->mapping, size, ALIGN_UP(size, PAGE_SIZE));

@@ -225,11 +225,10 @@ class Luo:
         if it is None:
             return BADF
         inode = it.inode
-        if size == inode.size:
-            return 0
-        if self.frozen(inode) or inode.seals & (SHRINK if size < inode.size else GROW):
+        refused = self.frozen(inode) or inode.seals & (SHRINK if size < inode.size else GROW)
+        if size != inode.size and refused:
             return PERM
-        if size < inode.size:
+        if size <= inode.size:
             self._zero(inode, size, -(-size // PAGE) * PAGE)
             for index in [i for i in inode.pages if i * PAGE >= size]:
                 del inode.pages[index]

@@ -56,6 +56,26 @@ static void holes(void)
 	close(fd);
 }
 
+/* Setting the size that it has removes what is beyond it. */
+static void same_size(void)
+{
+	int fd = memfd_create("m", MFD_ALLOW_SEALING);
+	struct stat st;
+	char *m;
+
+	T(ftruncate(fd, 100));
+	T(fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, 3 * PAGE));
+	m = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	memset(m, 'x', 200);
+	T(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW));
+	T(ftruncate(fd, 100));
+	C(m[99] == 'x' && m[100] == 0);
+	T(fstat(fd, &st));
+	say("blocks %ld", (long)st.st_blocks);
+	munmap(m, PAGE);
+	close(fd);
+}
+
 static void grown(void)
 {
 	int fd = memfd_create("m", MFD_ALLOW_SEALING);
@@ -174,6 +194,7 @@ int main(int argc, char **argv)
 	signal(SIGPIPE, SIG_IGN);
 	sealed();
 	holes();
+	same_size();
 	grown();
 	appended();
 	others();
