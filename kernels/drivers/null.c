@@ -59,12 +59,14 @@ static ssize_t zero_read(struct file *f, void *user, u64 size, loff_t *pos)
 	return (ssize_t)(size - left);
 }
 
-/* Private: memory without a file. Shared: a file of its own, whose pages those who inherit the area see too. */
+/* Private, or nothing that could be written: memory without a file. Shared: a file of its own, whose pages those who
+ * inherit the area see too. */
 static int zero_mmap(struct file *f, struct vma *v)
 {
 	struct file *own;
 
-	(void)f;
+	if (!(f->mode & FMODE_WRITE))
+		v->flags &= ~VM_SHARED;
 	if (!(v->flags & VM_SHARED))
 		return 0;
 	own = shmem_file_setup("dev/zero", v->end - v->start, F_SEAL_SEAL, 0600, O_RDWR);

@@ -33,10 +33,10 @@ static bool owns(const struct inode *inode)
 
 static int set_mode(struct inode *inode, u32 mode)
 {
-	if (!owns(inode))
-		return -EPERM;
 	if (is_anon_inode(inode))
 		return -EOPNOTSUPP;
+	if (!owns(inode))
+		return -EPERM;
 	/* F_SEAL_EXEC: who may execute it does not change any more. */
 	if (inode->shmem && inode->shmem->seals & F_SEAL_EXEC && (inode->mode ^ mode) & 0111)
 		return -EPERM;
@@ -47,10 +47,10 @@ static int set_mode(struct inode *inode, u32 mode)
 
 static int set_owner(struct inode *inode, u32 uid, u32 gid)
 {
-	if (!capable() && ((uid != ~0U && uid != inode->uid) || (gid != ~0U && gid != current_task()->cred.fsgid)))
-		return -EPERM;
 	if (is_anon_inode(inode))
 		return -EOPNOTSUPP;
+	if (!capable() && ((uid != ~0U && uid != inode->uid) || (gid != ~0U && gid != current_task()->cred.fsgid)))
+		return -EPERM;
 	if (uid != ~0U)
 		inode->uid = uid;
 	if (gid != ~0U)

@@ -220,6 +220,14 @@ SYSCALL_DEFINE5(linkat, 265, int, olddir, const char *, old, int, newdir, const 
 
 /* ---- removing ---- */
 
+/* In a directory like /tmp, a name belongs to whoever the file or the directory belongs to. */
+static bool is_anothers(const struct inode *dir, const struct inode *inode)
+{
+	u32 uid = current_task()->cred.fsuid;
+
+	return dir->mode & S_ISVTX && inode->uid != uid && dir->uid != uid && !capable();
+}
+
 /* The name `last` in dir, referenced, of a directory that may be written. namespace_lock held. */
 static int find_victim(struct dentry *dir, const char *last, struct dentry **out)
 {
@@ -229,6 +237,8 @@ static int find_victim(struct dentry *dir, const char *last, struct dentry **out
 	if (!err && !d)
 		err = -ENOENT;
 	if (!err && (!dir->inode->ops || !dir->inode->ops->writable))
+		err = -EPERM;
+	if (!err && is_anothers(dir->inode, d->inode))
 		err = -EPERM;
 	if (!err && d->mounted)
 		err = -EBUSY;

@@ -7,6 +7,11 @@
 
 #define IOV_MAX		1024
 
+static bool is_silent_device(const struct file *f) { return S_ISCHR(f->inode->mode) && !f->ops->read && !f->ops->write; }
+
+/* A device that is neither read nor written says that when it is asked to, not that it has no position. */
+bool takes_position(const struct file *f) { return has_position(f) || is_silent_device(f); }
+
 bool has_position(const struct file *f) { return f->ops->llseek && f->ops->llseek != noop_llseek; }
 
 bool beyond(loff_t pos, u64 size) { return pos < 0 || pos + size > SHMEM_SIZE_MAX; }
@@ -80,9 +85,7 @@ static s64 prw(int fd, void *user, u64 size, loff_t pos, rw_fn fn)
 	f = fget(fd);
 	if (!f)
 		return -EBADF;
-	/* a device that is neither read nor written says so: it was not asked about positions */
-	n = has_position(f) || (S_ISCHR(f->inode->mode) && !f->ops->read && !f->ops->write)
-		? fn(f, user, size, &pos) : -ESPIPE;
+	n = takes_position(f) ? fn(f, user, size, &pos) : -ESPIPE;
 	fput(f);
 	return n;
 }

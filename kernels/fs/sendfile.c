@@ -68,7 +68,7 @@ SYSCALL_DEFINE4(sendfile, 40, int, out, int, in, loff_t *, upos, u64, size)
 	if (!from || !(from->mode & FMODE_READ))
 		goto out;
 	n = -ESPIPE;
-	if (upos && !has_position(from))
+	if (upos && !takes_position(from))
 		goto out;
 	n = -EINVAL;
 	if (beyond(upos ? pos : from->pos, size))

@@ -24,6 +24,7 @@
 #define S_IFDIR	0040000
 #define S_IFCHR	0020000
 #define S_IFIFO	0010000
+#define S_ISVTX	0001000
 #define S_ISDIR(m)	(((m) & S_IFMT) == S_IFDIR)
 #define S_ISREG(m)	(((m) & S_IFMT) == S_IFREG)
 #define S_ISLNK(m)	(((m) & S_IFMT) == S_IFLNK)
@@ -187,6 +188,7 @@ struct file *alloc_file_pseudo(struct inode *inode, const char *name, u32 flags,
 struct file *file_open(const char *path, u32 flags, u32 mode);	/* by the kernel; ERR_PTR */
 struct file *dentry_open(struct dentry *d, u32 flags);		/* ERR_PTR */
 bool has_position(const struct file *f);		/* that reading and writing moves */
+bool takes_position(const struct file *f);	/* that pread(2) and its like may be used with */
 ssize_t kernel_read(struct file *f, void *buf, u64 size, loff_t *pos);	/* kernel address; files in memory only */
 ssize_t kernel_write(struct file *f, const void *buf, u64 size, loff_t *pos);
 bool beyond(loff_t pos, u64 size);	/* a byte that would be moved is behind the last one that a position can name */

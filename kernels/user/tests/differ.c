@@ -13,11 +13,15 @@
  *	late	seals are added to files that are, or were, preserved
  * RETRIEVE_SESSION with an answer that can not be written is never drawn: Linux loses the session.
  */
+#include "differ_files.h"
+#include <poll.h>
+#include <sys/epoll.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/uio.h>
 #include <linux/liveupdate.h>
-#include "differ_files.h"
 
 #define NAME_SIZE	LIVEUPDATE_SESSION_NAME_LENGTH
 #define PAGE		4096
@@ -202,7 +206,7 @@ static void odd(int fd)
 	struct stat st = { 0 };
 	long got;
 
-	switch (dice(14)) {
+	switch (dice(22)) {
 	case 0:
 		SAY(read(fd, &byte, 1), "read %s", name_of(fd));
 		break;
@@ -248,6 +252,47 @@ static void odd(int fd)
 	case 12:
 		got = fstat(fd, &st);
 		SAY(got, "fstat %s mode %o size %ld", name_of(fd), st.st_mode, (long)st.st_size);
+		break;
+	case 13: {
+		struct pollfd p = { fd, POLLIN | POLLOUT | POLLPRI, 0 };
+
+		got = poll(&p, 1, 0);
+		SAY(got, "poll %s: %x", name_of(fd), p.revents);
+		break;
+	}
+	case 14: {
+		struct epoll_event event = { .events = EPOLLIN };
+		int set = epoll_create1(0);
+
+		SAY(epoll_ctl(set, EPOLL_CTL_ADD, fd, &event), "epoll %s", name_of(fd));
+		close(set);
+		break;
+	}
+	case 15: {
+		struct iovec two[2] = { { &byte, 1 }, { &byte, 1 } };
+
+		SAY(PICK(0, 1) ? readv(fd, two, 2) : writev(fd, two, 2), "vector %s", name_of(fd));
+		break;
+	}
+	case 16:
+		SAY(flock(fd, LOCK_EX | LOCK_NB), "flock %s", name_of(fd));
+		flock(fd, LOCK_UN);
+		break;
+	case 17: {
+		struct statfs fs = { 0 };
+
+		got = fstatfs(fd, &fs);
+		SAY(got, "fstatfs %s: %lx", name_of(fd), (long)fs.f_type);
+		break;
+	}
+	case 18: {
+		off_t from = 0;
+
+		SAY(sendfile(a_file(), fd, chance(2) ? &from : NULL, 1), "sendfile %s", name_of(fd));
+		break;
+	}
+	case 19:
+		SAY(fchmod(fd, 0600), "fchmod %s", name_of(fd));
 		break;
 	default: {
 		unsigned cmd = PICK(0x5450U, 0x5451U, 0x5421U, 0x541bU, 0U, ~0U, 0xba44U, 0x4004ba00U);
@@ -332,7 +377,7 @@ static void step(void);
 /* A child that does as its parent does, and ends with all that it holds. */
 static void child(void)
 {
-	unsigned steps = 1 + dice(8), end = dice(3);
+	unsigned steps = 1 + dice(8), end = dice(3), other_user = chance(5);
 	uint64_t state = draw();
 	int status = 0;
 	pid_t pid;
@@ -343,6 +388,8 @@ static void child(void)
 	if (!pid) {
 		d.state = state;
 		d.depth++;
+		if (other_user)
+			SAY(setuid(1000), "setuid");
 		while (steps--)
 			step();
 		if (end == 1)

@@ -154,6 +154,20 @@ static void others(void)
 	close(fd);
 	close(again);
 
+	mkdir("/tmp/sticky", 0755);
+	chmod("/tmp/sticky", 01777);
+	close(open("/tmp/sticky/a", O_CREAT | O_WRONLY, 0666));
+	CHILD("another user", {
+		T(setuid(1000));
+		T(unlink("/tmp/sticky/a"));
+		T(rename("/tmp/sticky/a", "/tmp/sticky/b"));
+		T(unlink("/tmp/sticky/none"));
+		close(open("/tmp/sticky/own", O_CREAT | O_WRONLY, 0666));
+		T(unlink("/tmp/sticky/own"));
+	});
+	unlink("/tmp/sticky/a");
+	rmdir("/tmp/sticky");
+
 	fd = memfd_create("m", 0);
 	T(syscall(SYS_fadvise64, fd, -1, 0, 0));
 	T(syscall(SYS_fadvise64, fd, 0, 0, 9));
