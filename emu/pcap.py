@@ -6,6 +6,7 @@ nanoseconds. Format: draft-ietf-opsawg-pcap, "PCAP Capture File Format".
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import struct
 from pathlib import Path
@@ -82,6 +83,8 @@ class Writer:
             )
             self._file.write(frame)
         except OSError as e:
+            with contextlib.suppress(OSError):  # it is said once
+                self._file.close()
             raise ImageError(f"cannot be written: {e.strerror}", str(self._path)) from None
         self.count += 1
 

@@ -301,3 +301,8 @@ def test_damaged_recordings(tmp_path: Path, damage: Callable[[bytes], bytes], me
         pcap.read(tmp_path / "bad")
     with pytest.raises(ImageError, match="cannot be written"):
         pcap.Writer(tmp_path / "nowhere/file")
+    writer = pcap.Writer(Path("/dev/full"))
+    with pytest.raises(ImageError, match=r"/dev/full: cannot be written: No space left"):
+        for tick in range(1000):
+            writer.frame(tick, True, bytes(1000))
+    writer.close()  # that it failed has been said
