@@ -28,6 +28,8 @@ ACPI_ROOM = 0x20000
 """Bytes at the top of low RAM that firmware keeps for ACPI tables: SeaBIOS' without further devices."""
 _INITRD_ROOM = ACPI_ROOM + 0x8000
 """Bytes that stay free above an initramfs, as on QEMU's q35."""
+ADDRESS_END = 1 << 40
+"""The engine's page tables hold no higher address (others are reserved bits, whatever CPUID says)."""
 HYPERTRANSPORT = (0xFD_0000_0000, 0x3_0000_0000)
 """What AMD processors keep for HyperTransport below 1 TiB."""
 
@@ -66,7 +68,8 @@ def e820(ram_bytes: int, low: int) -> list[Range]:
         Range(0xFFFC0000, 0x40000, RESERVED),
     ]
     if ram_bytes > low:
-        out.append(Range(GIB4, ram_bytes - low, RAM))
+        # of 1 TiB the hole below 4 GiB pushes a part out of what page tables can hold
+        out.append(Range(GIB4, min(GIB4 + ram_bytes - low, ADDRESS_END) - GIB4, RAM))
     if GIB4 + ram_bytes - low <= HYPERTRANSPORT[0]:  # in a larger machine it would be in the middle of RAM
         out.append(Range(*HYPERTRANSPORT, RESERVED))
     return out
