@@ -191,7 +191,7 @@ class Examined:
         self._passed_on = None
         try:
             at = m.registers()["rsi"] + _SETUP_DATA
-            chain = int.from_bytes(m.memory.read(at, 8).tobytes(), "little")
+            chain = int.from_bytes(m.memory.copy(at, 8), "little")
             handover = Handover.read(m.memory, setup_data=chain)
             subject = kho_check.Subject(handover, "K", old_scratch=self.scratch)
             report = kho_check.run(subject, {"INV-29": TABLE["INV-29"]})

@@ -21,7 +21,7 @@ class NotMapped(AddressError):
 
 
 def _entry(m: Machine, at: int) -> int:
-    return int.from_bytes(m.memory.read(at, 8).tobytes(), "little")
+    return int.from_bytes(m.memory.copy(at, 8), "little")
 
 
 def lookup(m: Machine, address: int, cr3: int) -> tuple[int, int]:
@@ -63,7 +63,7 @@ def read(m: Machine, address: int, size: int) -> bytes:
         piece = min(size, 4096 - (address & 4095))
         phys = translate(m, address)
         try:
-            out += m.memory.read(phys, piece).tobytes()
+            out += m.memory.copy(phys, piece)
         except AddressError:
             raise NotMapped(f"is mapped to {phys:#x}, which is not RAM", f"{address:#x}") from None
         address += piece
@@ -107,7 +107,7 @@ class KernelMemory:
         while size:
             piece = min(size, PAGE - address % PAGE)
             try:
-                out += self.machine.memory.read(self.phys(address), piece).tobytes()
+                out += self.machine.memory.copy(self.phys(address), piece)
             except AddressError as e:
                 raise UnknownLayout(f"{address:#x} cannot be read: {e.message}") from None
             address += piece

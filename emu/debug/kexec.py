@@ -80,12 +80,12 @@ def refused(m: Machine, image: Image) -> Refused | None:
     """Why the purgatory of one of the project's kernels halted; None if it did not, or is none of theirs.
     The layout is in kernels/purgatory/purgatory.h."""
     try:
-        head = m.memory.read(image.start, _PURGATORY_REGIONS).tobytes()
+        head = m.memory.copy(image.start, _PURGATORY_REGIONS)
         failed = int.from_bytes(head[48:56], "little")
         if head[16:24] != _PURGATORY_MAGIC or not 1 <= failed <= _SEGMENTS_MAX:
             return None
         at = image.start + _PURGATORY_REGIONS + (failed - 1) * _PURGATORY_REGION
-        region = m.memory.read(at, _PURGATORY_REGION).tobytes()
+        region = m.memory.copy(at, _PURGATORY_REGION)
     except AddressError:
         return None
     start, size, segment = (int.from_bytes(region[i : i + 8], "little") for i in (0, 8, 16))
@@ -205,6 +205,6 @@ def _control_pages(m: Machine, head: int) -> list[int]:
             raise UnknownImage(f"its list of pages has an entry {entry:#x}", f"{at:#x}")
         if not at:
             raise UnknownImage("its list of pages does not begin with one", f"{entry:#x}")
-        entry = int.from_bytes(m.memory.read(at, 8).tobytes(), "little")
+        entry = int.from_bytes(m.memory.copy(at, 8), "little")
         at += 8
     return pages

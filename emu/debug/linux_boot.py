@@ -33,7 +33,7 @@ class Boot(Part):
             return
         with self.checking("INV-32"):
             params = r["rdi"]
-            raw = self.machine.memory.read(params, PAGE_SIZE).tobytes()
+            raw = self.machine.memory.copy(params, PAGE_SIZE)
             if raw[0x202:0x206] != b"HdrS":
                 raise UnknownLayout(f"there is no boot_params at {params:#x}")
 

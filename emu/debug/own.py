@@ -326,7 +326,7 @@ class OwnChecker:
                 if node is None:
                     self._check_count("end", None, view.phys(at))
                     return
-                blob = self.machine.memory.read(node.u64("preserved-data"), METADATA.size).tobytes()
+                blob = self.machine.memory.copy(node.u64("preserved-data"), METADATA.size)
                 self._check_count("end", KexecMetadata.unpack(blob), node.u64("preserved-data"))
             except KhoError as e:
                 self.violate("INV-39", "end", f"what the last kernel would hand over: {e}", view.phys(at))

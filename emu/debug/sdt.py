@@ -145,7 +145,7 @@ def _load(machine: Machine, registers: Mapping[str, int], address: int, size: in
         return int.from_bytes(guest.read(machine, address, size), "little")
     phys = guest.translate(machine, address, cr3)
     try:
-        return int.from_bytes(machine.memory.read(phys, size).tobytes(), "little")
+        return int.from_bytes(machine.memory.copy(phys, size), "little")
     except AddressError:
         raise guest.NotMapped(f"is mapped to {phys:#x}, which is not RAM", f"{address:#x}") from None
 
