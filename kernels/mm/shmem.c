@@ -274,7 +274,8 @@ static int allocate_range(struct inode *inode, u64 start, u64 end, u64 size)
 		struct folio *f;
 
 		mutex_lock(&s->mapping.lock);
-		f = get_folio(s, i, size, GFP_MOVABLE);
+		f = mapping_find(&s->mapping, i);	/* one that was provided before is data from now on */
+		f = f ? for_use(f) : get_folio(s, i, size, GFP_MOVABLE);
 		mutex_unlock(&s->mapping.lock);
 		if (IS_ERR(f))
 			return -ENOSPC;

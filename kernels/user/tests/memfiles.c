@@ -33,6 +33,8 @@ static void holes(void)
 	T(lseek(fd, 0, SEEK_DATA));		/* provided, but no data yet */
 	T(pwrite(fd, "x", 1, 2 * PAGE));
 	T(lseek(fd, 0, SEEK_DATA));
+	T(fallocate(fd, 0, PAGE, PAGE));	/* provided twice */
+	T(lseek(fd, 0, SEEK_DATA));
 	T(lseek(fd, 2 * PAGE, SEEK_HOLE));
 	T(lseek(fd, INT64_MAX, SEEK_END));
 	T(lseek(fd, 5, SEEK_SET));
