@@ -151,7 +151,12 @@ static struct file *trigger_of(int fd)
 
 void vfio_unmask_later(struct ktimer *t)
 {
-	vfio_intx_unmask(container_of(t, struct vfio_device, unmask_later), false);
+	struct vfio_device *v = container_of(t, struct vfio_device, unmask_later);
+
+	if (v->written_down)		/* nothing changes now; but the update may not come about */
+		ktimer_set(t, ktime_get_ns() + UNMASK_LATER_NS);
+	else
+		vfio_intx_unmask(v, false);
 }
 
 /* Where the trigger itself unmasks, a line that stays asserted would leave no time for anything else. */
