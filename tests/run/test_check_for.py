@@ -206,6 +206,7 @@ def test_what_is_accepted_is_there(
     assert run["ok"] is True and run["cache"]["lost"] == 0
 
 
+@pytest.mark.campaign  # a kernel more to build
 def test_luo_of_another_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prediction, run = update_and_predict("old", skewed("luo-v6"), tmp_path, capsys)
     assert prediction["adopts"] is True and prediction["accepted"] == []
@@ -232,7 +233,7 @@ def test_memfds_of_another_version(tmp_path: Path, capsys: pytest.CaptureFixture
     assert run["ok"] is False and "cache: retrieve a file: I/O error" in said(run)
 
 
-@pytest.mark.parametrize("version", ["luo-v6", "memfd-v3"])
+@pytest.mark.parametrize("version", [pytest.param("luo-v6", marks=pytest.mark.campaign), "memfd-v3"])
 def test_what_a_later_release_hands_over(
     version: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
