@@ -75,7 +75,7 @@ bool notify_parent(struct process *p)
 		.signo = p->exit_signal, .code = sig ? (status & 0x80 ? CLD_DUMPED : CLD_KILLED) : CLD_EXITED,
 		.kill = { .pid = p->pid, .status = sig ? sig : status >> 8 & 0xff },
 	};
-	bool ignored = false, send = p->exit_signal != 0;
+	bool ignored = false, send = p->exit_signal > 0 && p->exit_signal <= NSIG;	/* clone(2) takes any number */
 
 	if (!parent || list_empty(&parent->tasks))
 		return false;

@@ -194,6 +194,33 @@ static void usage(void)
 	T(syscall(SYS_prlimit64, 99999999, RLIMIT_NOFILE, NULL, &l));
 }
 
+/* Numbers that no signal has: such a child ends in silence. */
+static void exit_signals(void)
+{
+	static const int numbers[] = { 0, SIGUSR1, 64, 65, 100, 128, 255 };
+	sigset_t usr1, before;
+	int status;
+
+	sigemptyset(&usr1);
+	sigaddset(&usr1, SIGUSR1);
+	sigaddset(&usr1, 64);
+	sigprocmask(SIG_BLOCK, &usr1, &before);
+	for (unsigned i = 0; i < sizeof(numbers) / sizeof(*numbers); i++) {
+		long pid = syscall(SYS_clone, numbers[i], NULL, NULL, NULL, NULL);
+
+		if (!pid)
+			_exit(20 + (int)i);
+		C(waitpid((pid_t)pid, &status, 0) == -1 && errno == ECHILD);
+		C(waitpid((pid_t)pid, &status, __WALL) == pid);
+		say_status("cloned", status);
+		sigpending(&usr1);
+		say("pending: %d %d", sigismember(&usr1, SIGUSR1), sigismember(&usr1, 64));
+	}
+	signal(SIGUSR1, SIG_IGN);
+	signal(64, SIG_IGN);
+	sigprocmask(SIG_SETMASK, &before, NULL);
+}
+
 int main(void)
 {
 	C(getppid() > 0);
@@ -204,6 +231,7 @@ int main(void)
 	ignored_children();
 	memory();
 	vforked();
+	exit_signals();
 	usage();
 	return 3;
 }
